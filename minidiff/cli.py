@@ -1,0 +1,333 @@
+"""The command line: `python -m minidiff generate | train | evaluate | info`. Each command is a function too."""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXAMPLE = "a large red house on the left, snow, night, stars"
+SAMPLERS = ("ddim", "ddpm", "euler", "euler_ancestral", "heun", "lms", "dpmpp_2m")
+SMALL = 256  # smaller pictures get an enlarged copy of this side
+BATCH = 16  # pictures drawn at once
+
+
+def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: str | None = None,
+             guidance_scale: float = 7.5, seed: int = 0, num_images: int = 1, negative_prompt: str | None = None,
+             init_image: str | Path | None = None, strength: float = 0.6, grid: bool = False,
+             film: str | Path | None = None, out: str | Path | None = None, overwrite: bool = False) -> list[Path]:
+    """Draw pictures of a prompt and write them to files.
+
+    Args:
+        prompt … num_images, negative_prompt: see `minidiff.pipeline.Settings`.
+        model: "mini-sd" or a folder in diffusers' layout.
+        init_image: a picture file to start from, cut and resized to the model's size; see `strength`.
+        grid: one file with all pictures side by side instead of one file each.
+        film: also write how the (first) picture came about: the state beside the guess, ends in .png, .gif or .webp.
+        out: the picture's file (several: -1, -2 … is added); None: minidiff-0001.png, the next free number.
+        overwrite: whether an existing file may be replaced.
+
+    Returns:
+        The files written; pictures smaller than 256 pixels come with an enlarged copy, …-large.png.
+
+    Raises:
+        ValueError, OSError: a setting out of range, a file that cannot be read or written, or one that exists.
+    """
+    from minidiff.io.images import image_format, open_image, save_image, to_pil, to_unit
+    from minidiff.pipeline import Settings, StableDiffusion
+    from minidiff.teach.film import check_suffix, frame
+    from minidiff.teach.film import film as write_film
+
+    settings = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "strength": strength,
+                "negative_prompt": negative_prompt}
+    Settings(seed=seed, num_images=num_images, **settings)
+    targets = _targets(out, 1 if grid else num_images)
+    for path in targets:
+        image_format(path)
+    if film is not None:
+        check_suffix(film)
+    if init_image is not None:
+        init_image = open_image(init_image)
+    pipe = StableDiffusion.from_pretrained(model)
+    if init_image is not None:
+        settings["image"] = _fit(init_image, pipe.size)
+    copies = [_large(path) for path in targets] if pipe.size < SMALL else []
+    _check_writable([*targets, *copies, *([Path(film)] if film else [])], overwrite)
+    if model == "mini-sd":
+        _warn_unknown(prompt)
+
+    images, frames = [], []
+    firsts = range(0, num_images, BATCH)
+    with _progress(steps * len(firsts), "drawing", "step") as bar:
+        for first in firsts:
+            n = min(BATCH, num_images - first)
+            for i, step in enumerate(pipe.stream(prompt, seed=seed + first, num_images=n, **settings)):
+                bar.update(i > 0)
+                if film is not None and first == 0:
+                    frames.append(frame(pipe, step))
+            images += to_pil(to_unit(pipe.decode(step.x)))
+    written = []
+    for path, image in zip(targets, [_sheet(images)] if grid else images, strict=True):
+        save_image(image, path)
+        written.append(path)
+        if copies:
+            save_image(_enlarge(image), _large(path))
+            written.append(_large(path))
+    if film is not None:
+        write_film(frames, film)
+        written.append(Path(film))
+    return written
+
+
+def train(recipe: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
+          size: int | None = None, device: str | None = None, threads: int | None = None,
+          data: str | Path | None = None, init: str | Path | None = None, resume: bool = False) -> Path:
+    """Train one of the networks of mini-sd; returns the folder with its weights, log and sample pictures.
+
+    Args:
+        recipe: a name that `train --list` shows.
+        out … resume: see `minidiff.train.recipes.run`; None takes the recipe's own value.
+    """
+    from minidiff.train import recipes
+
+    options = {"out": out, "steps": steps, "seconds": seconds, "size": size, "device": device, "threads": threads,
+               "data": data, "init": init}
+    return recipes.run(recipe, resume=resume, **{name: value for name, value in options.items() if value is not None})
+
+
+def recipes() -> dict[str, str]:
+    """Name and first line of the description of every training recipe."""
+    from minidiff.train.recipes import RECIPES
+
+    return {name: (recipe.__doc__ or "").strip().splitlines()[0] for name, recipe in RECIPES.items()}
+
+
+def evaluate(model: str | Path = "mini-sd", *, n: int = 1000, json_file: str | Path | None = None) -> dict:
+    """Measure how well a model's pictures show what their prompts say: see `minidiff.evaluate.evaluate`."""
+    from minidiff.evaluate import evaluate as measure
+
+    if json_file is not None:
+        _check_writable([Path(json_file)], overwrite=True)
+    return measure(model, n=n, json_path=json_file, progress=True)
+
+
+def info(path: str | Path) -> dict:
+    """What a model file or folder holds: see `minidiff.io.info.describe`."""
+    from minidiff.io.info import describe
+
+    return describe(path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_: print(f"minidiff: {message}", file=sys.stderr)
+        try:
+            args = vars(_parser().parse_args(argv))
+            args.pop("run")(**args)
+            return 0
+        except KeyboardInterrupt:
+            print("minidiff: stopped", file=sys.stderr)
+            return 130
+        except OSError as error:
+            print(f"minidiff: {_one_line(_reason(error))}", file=sys.stderr)
+        except ValueError as error:
+            print(f"minidiff: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one line for an error, and the vocabulary in the help of `generate`."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def format_help(self) -> str:
+        vocabulary = f"\n{_vocabulary()}\n" if self.prog.endswith("generate") else ""
+        return super().format_help() + vocabulary
+
+
+def _parser() -> argparse.ArgumentParser:
+    top = _Parser("minidiff", description="Draw pictures from words with a diffusion model, and train your own.",
+                  epilog=f'start with: minidiff generate "{EXAMPLE}"')
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run, about: str, **texts) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=about, description=about, **texts)
+        parser.set_defaults(run=run)
+        return parser
+
+    p = command("generate", _generate, "draw pictures of a prompt",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                epilog=f'example:\n  minidiff generate "{EXAMPLE}" --seed 3 --film night.webp')
+    p.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
+    p.add_argument("--model", default="mini-sd", help="mini-sd, which ships with minidiff (default), or a model folder")
+    p.add_argument("--steps", type=int, default=25, help="steps from noise to picture, 1 to 1000 (default 25)")
+    p.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: the model's own")
+    p.add_argument("--guidance-scale", type=float, default=7.5, metavar="X",
+                   help="how strongly the prompt counts; 1 is off (default 7.5)")
+    p.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
+    p.add_argument("--seed", type=int, default=0, help="another number, another picture (default 0)")
+    p.add_argument("--num-images", type=int, default=1, metavar="N",
+                   help="pictures, with seeds SEED, SEED + 1, ... (default 1)")
+    p.add_argument("--init-image", metavar="FILE", help="a picture to start from, instead of noise")
+    p.add_argument("--strength", type=float, default=0.6, metavar="X",
+                   help="how much of --init-image is redrawn, 0 to 1 (default 0.6)")
+    p.add_argument("--grid", action="store_true", help="all pictures side by side in one file")
+    p.add_argument("--film", metavar="FILE", help="how the first picture came about: .png, .gif or .webp")
+    p.add_argument("--out", metavar="FILE", help="file (default: minidiff-0001.png, the next free number)")
+    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+    p = command("train", _train, "train a network of mini-sd")
+    p.add_argument("recipe", nargs="?", metavar="RECIPE", help="see --list")
+    p.add_argument("--list", action="store_true", help="show the recipes")
+    p.add_argument("--out", metavar="FOLDER", help="where weights, log and samples go")
+    p.add_argument("--steps", type=int, help="optimizer steps")
+    p.add_argument("--seconds", type=float, help="stop after so long; --resume goes on")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (default 32)")
+    p.add_argument("--device", help="cpu, cuda or mps")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--data", metavar="FOLDER", help="pictures and metadata.jsonl, instead of scenes")
+    p.add_argument("--init", metavar="FOLDER", help="start from these weights")
+    p.add_argument("--resume", action="store_true", help="go on where a stopped run was")
+
+    p = command("evaluate", _evaluate, "measure how well pictures show what their prompts say")
+    p.add_argument("model", metavar="MODEL", nargs="?", default="mini-sd", help="mini-sd (default) or a model folder")
+    p.add_argument("-n", type=int, default=1000, help="prompts in each of three sets (default 1000)")
+    p.add_argument("--json", dest="json_file", metavar="FILE", help="also write the numbers there")
+
+    p = command("info", _info, "show what a model file or folder holds")
+    p.add_argument("path", metavar="PATH", help="mini-sd, a model folder or a weight file")
+    p.add_argument("--json", dest="as_json", action="store_true", help="as JSON")
+    return top
+
+
+def _generate(**options) -> None:
+    for path in generate(**options):
+        print(path)
+
+
+def _train(recipe: str | None, list: bool, **options) -> None:
+    if list:
+        for name, about in recipes().items():
+            print(f"{name:10} {about}")
+    elif recipe is None:
+        raise ValueError("which recipe? minidiff train --list shows them")
+    else:
+        print(train(recipe, **options))
+
+
+def _evaluate(**options) -> None:
+    for name, value in evaluate(**options).items():
+        for row, share in {name: value}.items() if not isinstance(value, dict) or "value" in value else value.items():
+            label = row if row == name else f"{name}: {row}"
+            print(f"{label:30} {_share(share)}")
+
+
+def _info(path: str, as_json: bool) -> None:
+    found = info(path)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    print(f"{found['path']}\n{found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
+    if found["scheduler"]:
+        print(f"predicts {found['prediction_type']}, scheduler {found['scheduler']}")
+    for name, part in found["parts"].items():
+        print(f"  {name:16} {part.get('class', ''):28} {part['parameters']:>15,}  {part['dtype']}")
+
+
+def _share(value) -> str:
+    return f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]" if isinstance(value, dict) else str(value)
+
+
+def _targets(out: str | Path | None, n: int) -> list[Path]:
+    """The n files to write: minidiff-0001.png … from the next free number on, or `out`, with -1, -2 … if n > 1."""
+    if out is None:
+        taken = [int(number) for path in Path().glob("minidiff-*.png") if (number := path.stem.split("-")[1]).isdigit()]
+        return [Path(f"minidiff-{max(taken, default=0) + i:04d}.png") for i in range(1, n + 1)]
+    out = Path(out)
+    return [out] if n == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, n + 1)]
+
+
+def _large(path: Path) -> Path:
+    return path.with_stem(f"{path.stem}-large")
+
+
+def _check_writable(paths: list[Path], overwrite: bool) -> None:
+    """ValueError or OSError unless every file can be written; nothing is changed but that missing folders are made."""
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"two files to write have the same name: {', '.join(map(str, paths))}")
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the name of a file")
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists; --overwrite replaces it, another --out keeps it")
+    for folder in {path.parent for path in paths}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write into {folder}: {error.strerror}") from error
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def _enlarge(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    scale = max(2, SMALL // min(image.size))
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
+
+
+def _sheet(images: list[Image.Image]) -> Image.Image:
+    from minidiff.data.scenes import contact_sheet
+
+    return contact_sheet(images, columns=math.ceil(math.sqrt(len(images))), scale=1)
+
+
+def _warn_unknown(prompt: str) -> None:
+    from minidiff.data.scenes import unknown_words
+
+    if unknown := unknown_words(prompt):
+        warnings.warn(f"mini-sd has never seen: {', '.join(unknown)}. {_vocabulary()}", stacklevel=3)
+
+
+def _vocabulary() -> str:
+    from minidiff.data.scenes import ATTRIBUTES
+
+    words = {name: ", ".join(values) for name, values in ATTRIBUTES.items()}
+    return (f"mini-sd draws a {words['size']} {words['object']} in {words['color']}; {words['place']}; on "
+            f'{words["ground"]}; {words["time"]}; with {words["sky"]}. For example: "{EXAMPLE}"')
+
+
+@contextmanager
+def _progress(total: int, label: str, unit: str):
+    """A bar on stderr that appears after a second."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit=unit, delay=1.0, leave=False) as bar:
+        yield bar
+
+
+def _reason(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.strerror and error.filename else str(error)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

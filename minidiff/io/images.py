@@ -1,0 +1,170 @@
+"""Pictures in and out: PIL to tensors and back, careful reading and atomic writing."""
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from minidiff.io.weights import write_atomic
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def to_pil(image: Tensor) -> list[Image.Image]:
+    """(B,3,H,W) in [0, 1] to B pictures, rounded to 8 bits.
+
+    >>> to_pil(torch.full((1, 3, 2, 2), 0.5))[0].getpixel((0, 0))
+    (128, 128, 128)
+    """
+    from PIL import Image
+
+    pixels = (image.float() * 255).round().byte().permute(0, 2, 3, 1).cpu()  # (B, H, W, 3)
+    return [Image.fromarray(picture.numpy()) for picture in pixels]
+
+
+def to_tensor(picture: Image.Image | Tensor | list, height: int | None = None, width: int | None = None,
+              multiple: int = 1) -> Tensor:
+    """Picture(s) to a batch (B,3,H,W) in [−1, 1], resized to height and width.
+
+    Args:
+        picture: PIL picture(s), resized by Lanczos; or a tensor (3,H,W) or (B,3,H,W) in [0, 1], resized by nearest.
+        height, width: None: the picture's own, down to a multiple of `multiple`.
+        multiple: what the sides must be divisible by.
+
+    Raises:
+        ValueError: sides that do not fit, no picture, or a tensor of another shape or range.
+
+    Matches: diffusers' VaeImageProcessor.preprocess (tests/parity/test_pipeline.py).
+
+    >>> to_tensor(torch.ones(3, 17, 9), multiple=8).shape
+    torch.Size([1, 3, 16, 8])
+    """
+    from PIL import Image
+
+    pictures = list(picture) if isinstance(picture, (list, tuple)) else [picture]
+    if not pictures:
+        raise ValueError("there is no image in the list")
+    if isinstance(pictures[0], Tensor):
+        batch = torch.cat([part[None] if part.ndim == 3 else part for part in pictures]).float()
+        if batch.ndim != 4 or batch.shape[1] != 3 or not (batch.min() >= 0 and batch.max() <= 1):
+            raise ValueError(f"an image tensor is (3,H,W) or (B,3,H,W) in [0, 1]; this one is {tuple(batch.shape)}, "
+                             f"from {batch.min():.3g} to {batch.max():.3g}")
+        sides = _sides(batch.shape[-2:], height, width, multiple)
+        return 2 * torch.nn.functional.interpolate(batch, size=sides) - 1
+    if not all(isinstance(part, Image.Image) for part in pictures):
+        raise ValueError(f"an image is a PIL picture, a tensor, or a list of them; not a {type(pictures[0]).__name__}")
+    height, width = _sides(pictures[0].size[::-1], height, width, multiple)
+    pictures = [part.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for part in pictures]
+    flat = [torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8) for part in pictures]
+    return 2 * (torch.stack(flat).view(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255) - 1
+
+
+def to_unit(image: Tensor) -> Tensor:
+    """About [−1, 1] to [0, 1], clamped."""
+    return (image / 2 + 0.5).clamp(0, 1)
+
+
+def latent_colors(encode: Callable[[Tensor], Tensor], factor: int) -> Tensor:
+    """A VAE's linear map from latents to colours: the least-squares fit to its latents of colours and ramps.
+
+    Args:
+        encode: pictures (B,3,H,W) in [−1, 1] to latents (B,C,H/factor,W/factor).
+        factor: pixels per latent.
+
+    Returns:
+        (C + 1, 3), for `to_rgb`; the last row is the constant.
+
+    >>> latent_colors(lambda image: image[..., ::2, ::2], 2).shape
+    torch.Size([4, 3])
+    """
+    side = 4 * factor
+    one = torch.cartesian_prod(*[torch.tensor([-0.9, 0.0, 0.9])] * 3)[:, :, None, None]  # 27 colours
+    other = one.flip(1, 0)
+    ramp = one + (other - one) * torch.linspace(0, 1, side)
+    image = torch.cat([one.expand(-1, -1, side, side), ramp.expand(-1, -1, side, -1)])  # (54, 3, side, side)
+    z = encode(image)
+    inputs = torch.cat([z, torch.ones_like(z[:, :1])], 1).permute(0, 2, 3, 1).flatten(0, 2)  # (54·16, C + 1)
+    targets = torch.nn.functional.avg_pool2d(to_unit(image), factor).permute(0, 2, 3, 1).flatten(0, 2)
+    return torch.linalg.lstsq(inputs.cpu(), targets).solution.to(z)
+
+
+def to_rgb(z: Tensor, colors: Tensor) -> Tensor:
+    """Latents (B,C,h,w) to small pictures (B,3,h,w) in [0, 1] by the map of `latent_colors`."""
+    return (torch.einsum("bchw,cd->bdhw", z, colors[:-1]) + colors[-1][:, None, None]).clamp(0, 1)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read a picture file as RGB, turned the way its camera was held.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a picture, is damaged, or is too large (over 89 megapixels).
+    """
+    from PIL import Image, ImageOps
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no picture file {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is too large a picture: {error}") from error
+    except Exception as error:  # every decoder has its own
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write a .png, .jpg or .webp file, all or nothing.
+
+    Raises:
+        ValueError: another ending.
+
+    >>> import tempfile; from PIL import Image
+    >>> path = Path(tempfile.mkdtemp()) / "red.png"
+    >>> save_image(Image.new("RGB", (4, 4), "red"), path)
+    >>> open_image(path).getpixel((0, 0))
+    (255, 0, 0)
+    """
+    data = io.BytesIO()
+    image.save(data, image_format(path), quality=95)
+    write_atomic(path, data.getvalue())
+
+
+def image_format(path: str | Path) -> str:
+    """Pillow's name of the format that the file name asks for; ValueError if there is none.
+
+    >>> image_format("house.jpg")
+    'JPEG'
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"the picture {path} should end in {', '.join(FORMATS)}")
+    return FORMATS[Path(path).suffix.lower()]
+
+
+def _sides(own: tuple[int, int], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
+    sides = (height or own[0] // multiple * multiple, width or own[1] // multiple * multiple)
+    check_sides(sides, multiple)
+    return sides
+
+
+def check_sides(sides: tuple[int, int], multiple: int) -> None:
+    """ValueError unless height and width are positive multiples of `multiple`.
+
+    >>> check_sides((32, 30), 4)
+    Traceback (most recent call last):
+    ValueError: width is 30; it must be a positive multiple of 4
+    """
+    for name, side in zip(("height", "width"), sides):
+        if side < 1 or side % multiple:
+            raise ValueError(f"{name} is {side}; it must be a positive multiple of {multiple}")

@@ -1,0 +1,1 @@
+"""Seeing what the mathematics does: films of the process."""

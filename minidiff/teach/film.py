@@ -1,0 +1,103 @@
+"""Films of a process as animated PNG, GIF or WebP, by Pillow alone."""
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from minidiff.io.weights import write_atomic
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from minidiff.pipeline import StableDiffusion
+    from minidiff.samplers import Step
+
+GAP = 8  # pixels between the two pictures of a frame, and the height of its bar
+FORMATS = {".png": "PNG", ".gif": "GIF", ".webp": "WEBP"}
+FRAMES = 25  # noise does not compress: so many 64×64 frames are 0.05–0.15 MB as WebP
+
+
+def film(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 2.5, hold: float = 1.5) -> None:
+    """Write pictures of one size as an endless film; the whole file appears at once.
+
+    Args:
+        frames: at least one; of more than 25, 25 evenly spaced ones are taken, the first and the last among them.
+        path: ends in .png (animated PNG), .gif or .webp.
+        seconds: time from the first frame to the last.
+        hold: how long the last one stays.
+
+    Raises:
+        ValueError: another ending, or no frames.
+
+    >>> import tempfile; from PIL import Image
+    >>> path = Path(tempfile.mkdtemp()) / "fade.gif"
+    >>> film([Image.new("RGB", (8, 8), (0, 0, 25 * i)) for i in range(9)], path)
+    >>> Image.open(path).n_frames
+    9
+    """
+    path = Path(path)
+    check_suffix(path)
+    if not frames:
+        raise ValueError("a film needs at least one frame")
+    frames = thin(frames)
+    each = round(1000 * seconds / max(1, len(frames) - 1) / 10) * 10  # GIF counts in hundredths of a second
+    durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
+    options = {"quality": 80, "method": 4} if path.suffix == ".webp" else {}
+    data = io.BytesIO()
+    frames[0].save(data, FORMATS[path.suffix.lower()], save_all=True, append_images=frames[1:], duration=durations,
+                   loop=0, **options)
+    write_atomic(path, data.getvalue())
+
+
+@torch.inference_mode()
+def frame(pipe: StableDiffusion, step: Step, side: int = 256) -> Image.Image:
+    """One moment of the first picture of a run: the state on the left, the guess at the result on the right.
+
+    The state is shown at unit variance, x/√(alpha² + sigma²); the bar below shows the share of noise in it,
+    sigma/√(alpha² + sigma²). Before the first step there is no guess, and its place is grey.
+
+    Args:
+        pipe: whose run it is.
+        step: what `pipe.stream` yields.
+        side: width of each of the two pictures, in pixels.
+    """
+    from PIL import Image, ImageDraw
+
+    _, alpha, sigma = step.level
+    norm = math.hypot(alpha, sigma)
+    state = pipe.preview(step.x[:1] / norm)[0]
+    guess = Image.new("RGB", state.size, "#808080") if step.x0 is None else pipe.preview(step.x0[:1])[0]
+    height, width = round(side * state.height / state.width), side
+    picture = Image.new("RGB", (2 * width + GAP, height + GAP), "white")
+    for image, left in ((state, 0), (guess, width + GAP)):
+        picture.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, 0))
+    noise = round(sigma / norm * (picture.width - 1))
+    ImageDraw.Draw(picture).rectangle((0, height + 2, noise, height + GAP - 1), "#444444")
+    return picture
+
+
+def check_suffix(path: str | Path) -> None:
+    """ValueError unless the file name ends in .png, .gif or .webp.
+
+    >>> check_suffix("noise.mp4")
+    Traceback (most recent call last):
+    ValueError: the film noise.mp4 should end in .png, .gif or .webp
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"the film {path} should end in .png, .gif or .webp")
+
+
+def thin(frames: Sequence, most: int = FRAMES) -> list:
+    """At most `most` frames, evenly spaced, the first and the last kept.
+
+    >>> thin(range(9), 3)
+    [0, 4, 8]
+    """
+    if len(frames) <= most:
+        return list(frames)
+    return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]

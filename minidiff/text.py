@@ -1,0 +1,207 @@
+"""Prompts to embeddings: CLIP's byte-pair encoding (Radford et al. 2021, arXiv 2103.00020) and its text encoder."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from minidiff.io.weights import read_json, write_atomic
+from minidiff.nets.clip import CLIPText
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+LENGTH = 77  # tokens of a prompt, start and end included
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+# the special tokens, English contractions, runs of letters, single digits, runs of anything else
+PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class Text(nn.Module):
+    """A tokenizer and a CLIP text encoder: `text(prompts) -> (context, vec)`, what conditions the U-Net.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> text = Text.from_pretrained(weights_dir() / "mini-sd")
+    >>> context, vec = text(["a red house", ""])
+    >>> context.shape, vec
+    (torch.Size([2, 77, 128]), None)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, encoder: CLIPText):
+        super().__init__()
+        self.tokenizer, self.encoder = tokenizer, encoder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, variant: str | None = None,
+                        device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Text:
+        """Load `tokenizer/` and `text_encoder/` of a diffusers folder.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing, or is not what its name says.
+        """
+        folder = Path(folder)
+        encoder = CLIPText.from_pretrained(folder / "text_encoder", variant=variant, device=device, dtype=dtype)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        tokens, known = tokenizer.get_vocab_size(), encoder.config.vocab_size
+        if tokens > known:
+            raise ValueError(f"{folder / 'tokenizer'} has {tokens} tokens, but its text encoder only {known}")
+        return cls(tokenizer, encoder)
+
+    def forward(self, prompts: list[str], clip_skip: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Encode prompts.
+
+        Args:
+            prompts: B texts; what does not fit into 77 tokens is cut off (`lost_words` tells).
+            clip_skip: leave out the last clip_skip layers of the encoder.
+
+        Returns:
+            context (B,77,D), one vector per token, and vec (B,P), one per prompt, or None where the model has none.
+        """
+        ids = tokenize(self.tokenizer, prompts)
+        return self.encoder(ids.to(next(self.encoder.parameters()).device), clip_skip=clip_skip)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """CLIP's tokenizer from `vocab.json` + `merges.txt`, or from `tokenizer.json`; it starts, ends, cuts and pads.
+
+    Text is normalised (NFC, white space, lower case), split into PIECES, turned into bytes, and the pair of symbols
+    that stands first in merges.txt is joined again and again; the last symbol of a piece carries `</w>`.
+
+    Returns:
+        A `tokenizers.Tokenizer` whose `encode(text).ids` has 77 entries.
+
+    Raises:
+        FileNotFoundError: neither form is in the folder.
+        ValueError: a file is garbled.
+
+    Matches: transformers' CLIPTokenizer (tests/parity/test_text.py).
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> load_tokenizer(weights_dir() / "mini-sd" / "tokenizer").encode("A red  house").tokens[:5]
+    ['<|startoftext|>', 'a</w>', 'red</w>', 'house</w>', '<|endoftext|>']
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.processors import RobertaProcessing
+
+    folder = Path(folder)
+    whole = folder / "tokenizer.json"
+    if not whole.is_file() and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
+        raise FileNotFoundError(f"there is neither vocab.json and merges.txt nor tokenizer.json in {folder}")
+    try:
+        if (folder / "vocab.json").is_file():
+            lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+            merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+            tokenizer = _tokenizer(read_json(folder / "vocab.json"), merges)
+        else:
+            tokenizer = Tokenizer.from_file(str(whole))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ValueError(f"the tokenizer in {folder} is garbled: {error}") from error
+    bos, eos, pad = BOS, EOS, _pad_token(folder)
+    ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
+    if missing := [token for token, i in ids.items() if i is None]:
+        raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")
+    tokenizer.post_processor = RobertaProcessing((eos, ids[eos]), (bos, ids[bos]), False, False)
+    tokenizer.enable_truncation(LENGTH)
+    tokenizer.enable_padding(pad_id=ids[pad], pad_token=pad, length=LENGTH)
+    return tokenizer
+
+
+def train_tokenizer(captions: Iterable[str], folder: str | Path, merges: int = 512) -> None:
+    """Learn a vocabulary in CLIP's format: byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909, algorithm 1).
+
+    The vocabulary is the 256 bytes, the same with `</w>`, one entry per merge and the two special tokens, the end
+    token last (its id is the largest, which CLIP uses to find it).
+
+    Args:
+        captions: the texts to learn from.
+        folder: gets vocab.json, merges.txt, special_tokens_map.json, tokenizer_config.json (transformers reads them).
+        merges: at most so many; fewer once every piece is one token.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> train_tokenizer(["a red house", "a red tree"], folder.name)
+    >>> load_tokenizer(folder.name).encode("red house").tokens[1:3]
+    ['red</w>', 'house</w>']
+    """
+    from tokenizers.trainers import BpeTrainer
+
+    learner = _tokenizer({}, [])
+    trainer = BpeTrainer(vocab_size=2 * 256 + merges, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(captions, trainer)
+    learned = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][:merges]
+    symbols = _byte_symbols()
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, learned), BOS, EOS]
+    save_tokenizer(_tokenizer({word: i for i, word in enumerate(words)}, learned), folder)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, which transformers reads too."""
+    model = json.loads(tokenizer.to_str())["model"]
+    vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
+    pad = (tokenizer.padding or {}).get("pad_token", EOS)
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, **special}
+    lines = ["#version: 0.2", *map(" ".join, model["merges"])]
+    folder = Path(folder)
+    write_atomic(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False) + "\n")
+    write_atomic(folder / "merges.txt", "\n".join(lines) + "\n")
+    write_atomic(folder / "special_tokens_map.json", json.dumps(special, indent=2) + "\n")
+    write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+
+
+def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
+    """Token ids (B,77) int64: start, at most 75 tokens, end, padding.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> tokenize(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), ["", "a red house"]).shape
+    torch.Size([2, 77])
+    """
+    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(prompts)])
+
+
+def lost_words(tokenizer: Tokenizer, prompt: str) -> str:
+    """The end of a prompt that does not fit into 77 tokens, from the first word that is not whole; "" if all fits.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> lost_words(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), "red " * 75 + "house, night")
+    'house, night'
+    """
+    rest = tokenizer.encode(prompt).overflowing
+    if not rest:
+        return ""
+    first = rest[0].offsets[1][0]  # entry 0 is the start token
+    return prompt[len(prompt[:first].rstrip()) if prompt[first].isspace() else prompt.rfind(" ", 0, first) + 1:].strip()
+
+
+def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=EOS,
+                                     continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(PIECES), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    if vocab:
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (BOS, EOS)])
+    return tokenizer
+
+
+def _byte_symbols() -> list[str]:
+    """The printable character that stands for each byte (GPT-2's table): itself, or one from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
+
+
+def _pad_token(folder: Path) -> str:
+    """special_tokens_map.json goes before tokenizer_config.json: Stable Diffusion 2 pads with "!"."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        token = read_json(folder / name).get("pad_token") if (folder / name).is_file() else None
+        if token:
+            return token["content"] if isinstance(token, dict) else token
+    return EOS

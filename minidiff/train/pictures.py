@@ -1,0 +1,97 @@
+"""What the recipes learn from: drawings or a folder of captioned pictures, and their latents, made once and cached."""
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minidiff.data import files, scenes
+from minidiff.io.weights import load_state, save_state
+from minidiff.nets.vae import VAE
+from minidiff.text import load_tokenizer, tokenize
+from minidiff.train.trainer import Run, pick_device
+
+DRAWINGS = 120_000  # pictures that CLIP, VAE and U-Net share
+WORDINGS = 4        # captions kept for each of them
+
+
+def to_unit(pictures: Tensor) -> Tensor:
+    """uint8 0…255 -> float32 in [−1, 1]."""
+    return pictures.float() / 127.5 - 1.0
+
+
+def sheet(images: Tensor, columns: int):
+    """(n,3,H,W) in [−1, 1] -> one PIL picture, rows of `columns`, enlarged."""
+    from PIL import Image
+
+    pixels = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    return scenes.contact_sheet([Image.fromarray(picture.numpy()) for picture in pixels], columns, scale=4)
+
+
+def draw(n: int, size: int, **options) -> tuple[Tensor, list[scenes.Scene]]:
+    """scenes.render in several processes, with a progress bar: the same pictures as in one."""
+    from tqdm import tqdm
+
+    chunk = 1000
+    work = partial(scenes.render, size=size, **options)
+    counts, firsts = zip(*[(min(chunk, n - first), first) for first in range(0, n, chunk)])
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(counts))) as pool:
+        parts = list(tqdm(pool.map(partial(_draw_chunk, work), counts, firsts), "drawing", len(counts), unit="k"))
+    return torch.cat([pictures for pictures, _ in parts]), [scene for _, drawn in parts for scene in drawn]
+
+
+def _draw_chunk(work: Callable, n: int, first: int):
+    return work(n, first=first)
+
+
+def dataset(run: Run, size: int, data: Path | None) -> tuple[Tensor, list[list[str]]]:
+    """Pictures (n,3,size,size) uint8 and the captions of each, drawn (or read from `data`) once and cached in out/train."""
+    name = f"pictures-{size}-{data.resolve().name}" if data else f"pictures-{size}"
+    cache, words = run.out / "train" / f"{name}.safetensors", run.out / "train" / f"{name}.jsonl"
+    if not (cache.is_file() and words.is_file()):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        if data:
+            pictures, captions = files.load_folder(data, size)
+            captions = [[caption] for caption in captions]
+        else:
+            pictures, drawn = draw(DRAWINGS, size, seed=run.seed)
+            captions = [[scenes.caption(scene, random.Random(f"{run.seed} {i} {k}")) for k in range(WORDINGS)]
+                        for i, scene in enumerate(drawn)]
+        words.write_text("".join(json.dumps(row) + "\n" for row in captions))
+        save_state({"pictures": pictures}, cache)
+    return load_state(cache)["pictures"], [json.loads(line) for line in words.open()]
+
+
+def tokenize_all(tokenizer, captions: list[list[str]]) -> Tensor:
+    """(n, wordings, 77) int32."""
+    texts, k = [text for row in captions for text in row], len(captions[0])
+    chunks = [tokenize(tokenizer, texts[i:i + 10_000]).int() for i in range(0, len(texts), 10_000)]
+    return torch.cat(chunks).unflatten(0, (-1, k))
+
+
+def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled posterior means and standard deviations (n,C,h,w) float16 and caption ids (n,wordings,77), cached in out/train."""
+    from tqdm import tqdm
+
+    cache = run.out / "train" / (f"latents-{size}-{data.resolve().name}.safetensors" if data
+                                 else f"latents-{size}.safetensors")
+    if not cache.is_file():
+        pictures, captions = dataset(run, size, data)
+        net = VAE.from_pretrained(run.out / "vae", device=pick_device(run.device)).eval()
+        means, stds = [], []
+        with torch.inference_mode():
+            for part in tqdm(pictures.split(256), "latents", unit="batch"):
+                mean, logvar = net.moments(to_unit(part).to(pick_device(run.device)))
+                means.append((net.config.scaling_factor * mean).half().cpu())
+                stds.append((net.config.scaling_factor * (0.5 * logvar).exp()).half().cpu())
+        save_state({"mean": torch.cat(means), "std": torch.cat(stds),
+                    "ids": tokenize_all(load_tokenizer(run.out / "tokenizer"), captions)}, cache)
+    state = load_state(cache)
+    return state["mean"], state["std"], state["ids"]

@@ -1,0 +1,214 @@
+"""The recipes of the weights that ship: `python -m minidiff train NAME`. Stable Diffusion in miniature, from scenes alone.
+
+clip and vae learn from drawings, unet from cached latents; all three write parts of one diffusers folder (`--out`).
+"""
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minidiff.data import scenes
+from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVisionConfig
+from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
+from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.nets.vae import VAE, VAEConfig
+from minidiff.pipeline import StableDiffusion
+from minidiff.schedule import SD
+from minidiff.text import load_tokenizer, tokenize, train_tokenizer
+from minidiff.train import losses
+from minidiff.train.pictures import dataset, draw, latents, sheet, to_unit, tokenize_all
+from minidiff.train.trainer import Run, batch_indices, generator, pick_device, train
+
+SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
+             "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", "timestep_spacing": "leading",
+             "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}  # as Stable Diffusion 1.x, with DDIM
+
+
+def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
+    """Classifier that reads a drawing's seven attributes back; it measures prompt adherence (about 15 minutes)."""
+    if data:
+        raise ValueError("the reader learns the attributes of scenes; it cannot be trained on a folder (--data)")
+    n, seed = 60_000, run.seed + 1_000_000  # its own drawings, all colour-object pairs
+    pictures, drawn = draw(n, size, seed=seed, held_out=None, second=0.3)
+    truth = {name: torch.tensor([row[name] for row in map(slots, drawn)]) for name in (*SCENE, *THING)}
+    net = Reader.from_pretrained(init) if init else seeded(lambda: Reader(ReaderConfig(size=size)), run.seed)
+
+    def loss(net: Reader, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(n, 128, step, run.seed)[share]
+        g = generator(run.seed, step, share.start)
+        image = to_unit(pictures[rows])
+        image = image + 0.15 * torch.rand(len(rows), 1, 1, 1, generator=g) * torch.randn(image.shape, generator=g)
+        device = next(net.parameters()).device
+        reading = net(image.to(device))
+        logits = {**reading.scene, **{name: part.flatten(0, 1) for name, part in reading.thing.items()}}
+        return {"loss": sum(F.cross_entropy(logits[name].float(), truth[name][rows].flatten().to(device),
+                                            ignore_index=-1) for name in logits)}
+
+    train("reader", net, loss, run, batch=128, lr=1e-3).save_pretrained(run.out, dtype=torch.float16)
+
+
+def clip(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
+    """Tokenizer and CLIP: a text and an image encoder trained contrastively on captioned drawings (about 15 minutes)."""
+    pictures, captions = dataset(run, size, data)
+    if not (run.out / "tokenizer" / "vocab.json").is_file():
+        train_tokenizer((caption for row in captions[:20_000] for caption in row), run.out / "tokenizer")
+    tokenizer = load_tokenizer(run.out / "tokenizer")
+    ids = tokenize_all(tokenizer, captions)
+    vocabulary = tokenizer.get_vocab_size()
+    shape = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128)
+    text = CLIPTextConfig(vocab_size=vocabulary, eos_token_id=vocabulary - 1, **shape)
+    vision = CLIPVisionConfig(image_size=size, patch_size=size // 4, **shape)
+    net = CLIP.from_pretrained(init) if init else seeded(lambda: CLIP(text, vision), run.seed)
+
+    def loss(net: CLIP, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(pictures), 256, step, run.seed)[share]
+        wording = torch.randint(ids.shape[1], rows.shape, generator=generator(run.seed, step, share.start))
+        chosen = ids[rows, wording]
+        longest = int(chosen.argmax(1).max()) + 1  # the mask is causal: what follows the end token changes nothing
+        device = next(net.parameters()).device
+        caption, image = net(chosen[:, :longest].long().to(device), to_unit(pictures[rows]).to(device))
+        hits = (image @ caption.T).argmax(1) == torch.arange(len(rows), device=device)
+        return {"loss": losses.contrastive(image, caption, net.logit_scale), "top1": hits.float().mean(),
+                "scale": net.logit_scale.exp()}
+
+    average = train("clip", net, loss, run, batch=256, lr=1e-3, weight_decay=0.1)
+    average.save_pretrained(run.out / "train" / "clip" / "model")
+    average.text_encoder().save_pretrained(run.out / "text_encoder", dtype=torch.float16)
+
+
+def vae(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
+    """KL-VAE between pictures and latents of a quarter of their side (about 30 minutes)."""
+    pictures, _ = dataset(run, size, data)
+    config = VAEConfig(sample_size=size, block_out_channels=(32, 64, 96), layers_per_block=1, latent_channels=4,
+                       norm_num_groups=16)
+    net = VAE.from_pretrained(init) if init else seeded(lambda: VAE(config), run.seed)
+    net.config = replace(net.config, scaling_factor=1.0)
+
+    def loss(net: VAE, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(pictures), 32, step, run.seed)[share]
+        device = next(net.parameters()).device
+        image = to_unit(pictures[rows]).to(device)
+        shape = (len(rows), net.config.latent_channels, size // 4, size // 4)
+        noise = torch.randn(shape, generator=generator(run.seed, step, share.start)).to(device)
+        mean, logvar = (m.float() for m in net.moments(image))
+        decoded = net.decode(mean + (0.5 * logvar).exp() * noise).float()
+        mse = (decoded - image).square().mean()
+        return {"loss": losses.vae(image, decoded, mean, logvar), "psnr": 10 * torch.log10(4 / mse.detach())}
+
+    def sample(net: VAE):
+        image = to_unit(pictures[:16]).to(next(net.parameters()).device)
+        with torch.inference_mode():
+            return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
+
+    net = train("vae", net, loss, run, batch=32, lr=2e-3, sample=sample)
+    with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
+        z = net.to("cpu").encode(to_unit(pictures[:2048]))
+        net.config = replace(net.config, scaling_factor=round(1 / z.std().item(), 5))
+    net.save_pretrained(run.out / "vae", dtype=torch.float16)
+
+
+def unet(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
+    """Cross-attention U-Net of 8 M parameters on cached latents, with the clip and vae found in --out (hours)."""
+    means, stds, ids = latents(run, size, data)
+    text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(False)
+    empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
+    config = UNetConfig(sample_size=means.shape[-1], in_channels=means.shape[1], out_channels=means.shape[1],
+                        block_out_channels=(128, 160), layers_per_block=1, heads=4, cross_attention_dim=128,
+                        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
+    text.to(pick_device(run.device))
+
+    def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(means), 64, step, run.seed)[share]
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        z0 = means[rows].float()
+        z0 = z0 + stds[rows].float() * torch.randn(z0.shape, generator=g)
+        chosen = ids[rows, torch.randint(ids.shape[1], rows.shape, generator=g)]
+        chosen[torch.rand(len(rows), generator=g) < 0.1] = empty.to(chosen)  # caption dropout, for guidance
+        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
+        with torch.no_grad():
+            context, _ = text(chosen.long().to(device))
+        each = losses.diffusion(net, "eps", SD, z0.to(device), t.to(device), eps.to(device), context=context)
+        return {"loss": each.mean()}
+
+    def sample(net: UNet):
+        save_pipeline(net, run.out)
+        drawn = StableDiffusion.from_pretrained(run.out, device=str(next(net.parameters()).device))
+        return sheet(drawn(PROMPTS, output="tensor") * 2 - 1, 8)
+
+    save_pipeline(train("unet", net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample), run.out)
+
+
+RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet}
+STEPS = {"reader": 6_000, "clip": 3_000, "vae": 6_000, "unet": 40_000}
+PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
+
+
+def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
+        size: int = 32, device: str | None = None, threads: int | None = None, data: str | Path | None = None,
+        init: str | Path | None = None, resume: bool = False, seed: int = 0) -> Path:
+    """Train one recipe. Returns the folder it wrote to.
+
+    Args:
+        name: a key of RECIPES. out: the model's folder, by default runs/mini-sd (runs/reader for the reader).
+        steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
+        size: side of the pictures in pixels. data: a folder with metadata.jsonl instead of scenes.
+        init: a folder with weights of the same part to start from.
+
+    Raises:
+        ValueError: unknown recipe, or options that do not fit it.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
+    if size < 16 or size % 16:
+        raise ValueError(f"size is {size}; it must be a positive multiple of 16 pixels")
+    out = Path(out or f"runs/{'reader' if name == 'reader' else 'mini-sd'}")
+    settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
+    out.mkdir(parents=True, exist_ok=True)
+    RECIPES[name](settings, size=size, data=Path(data) if data else None, init=Path(init) if init else None)
+    return out
+
+
+def save_pipeline(net: UNet, out: Path) -> None:
+    """Write the U-Net and what makes the folder a diffusers pipeline: the scheduler's config and model_index.json."""
+    net.save_pretrained(out / "unet", dtype=torch.float16)
+    (out / "scheduler").mkdir(exist_ok=True)
+    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
+    parts = {"scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+             "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None], "feature_extractor": [None, None],
+             "image_encoder": [None, None]}
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
+             "requires_safety_checker": False, **parts}
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def seeded(build: Callable, seed: int):
+    """build() with torch's random numbers seeded, the generator put back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def slots(scene: scenes.Scene) -> dict:
+    """The truth the reader is trained on: three indices, then for each place what stands there (−1: not asked)."""
+    values = scenes.ATTRIBUTES
+    nothing = len(values["object"])
+    row = {name: values[name].index(getattr(scene, name)) for name in SCENE}
+    row |= {"object": [nothing] * 3, "color": [-1] * 3, "size": [-1] * 3}
+    things = [(scene.place, scene.object, scene.color, scene.size)]
+    if scene.second:
+        color, obj, size = scene.second
+        things.append(("right", obj, color, size))
+    for place, *thing in things:
+        for name, value in zip(THING, thing):
+            row[name][values["place"].index(place)] = values[name].index(value)
+    return row

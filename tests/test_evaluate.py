@@ -1,0 +1,79 @@
+"""Prompt adherence: the interval, the fixed prompts, and the counting, checked on pictures whose truth is known."""
+import json
+
+import pytest
+import torch
+
+from minidiff.data import scenes
+from minidiff.evaluate import evaluate, prompt_set, wilson
+from minidiff.pipeline import StableDiffusion
+
+
+@pytest.mark.quick
+def test_wilson_interval_equals_scipy():
+    from scipy.stats import binomtest
+
+    for hits, n in [(0, 10), (3, 7), (950, 1000), (10, 10)]:
+        truth = binomtest(hits, n).proportion_ci(method="wilson")
+        assert wilson(hits, n) == pytest.approx((truth.low, truth.high), abs=1e-4)
+
+
+@pytest.mark.quick
+def test_prompt_sets_are_fixed_and_hold_what_they_say():
+    assert prompt_set("seen", 30) == prompt_set("seen", 30)
+    assert {(s.color, s.object) for s in prompt_set("seen", 300)}.isdisjoint(scenes.HELD_OUT)
+    assert {(s.color, s.object) for s in prompt_set("unseen", 300)} == scenes.HELD_OUT
+    assert all(s.second for s in prompt_set("two", 30)) and not any(s.second for s in prompt_set("seen", 30))
+
+
+class Painter(StableDiffusion):
+    """A perfect model: draws the scene that the prompt names; with `wrong`, always in another colour."""
+
+    def __init__(self, real: StableDiffusion, wrong: bool):
+        self.__dict__.update(real.__dict__)
+        self.known = {scenes.caption(s): s for name in ("seen", "unseen", "two") for s in prompt_set(name, 20)}
+        self.wrong = wrong
+
+    def __call__(self, prompts, *, seed, output):
+        colors, pictures = scenes.ATTRIBUTES["color"], []
+        for prompt in prompts:
+            scene = self.known[prompt]
+            if self.wrong:
+                other = colors[(colors.index(scene.color) + 3) % len(colors)]
+                scene = scene._replace(color=other) if hasattr(scene, "_replace") else _replace(scene, color=other)
+            picture, _ = scenes.draw(scene, 32)
+            pictures.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32, 3))
+        return torch.stack(pictures).permute(0, 3, 1, 2).float() / 255
+
+
+def _replace(scene, **changes):
+    from dataclasses import replace
+
+    return replace(scene, **changes)
+
+
+@pytest.fixture(scope="module")
+def mini_sd() -> StableDiffusion:
+    return StableDiffusion.from_pretrained("mini-sd")
+
+
+def test_a_perfect_painter_scores_one_and_a_colour_blind_one_fails_colour_alone(mini_sd, tmp_path):
+    perfect = evaluate(Painter(mini_sd, wrong=False), n=20, json_path=tmp_path / "out.json")
+    assert perfect["attribute_accuracy"] > 0.98 and perfect["unseen_pair_accuracy"]["value"] > 0.9
+    assert perfect["binding_accuracy"]["value"] > 0.9
+    assert json.loads((tmp_path / "out.json").read_text()) == perfect
+    blind = evaluate(Painter(mini_sd, wrong=True), n=20)
+    assert blind["per_attribute"]["color"]["value"] == 0 == blind["picture_accuracy"]["value"]
+    assert blind["unseen_pair_accuracy"]["value"] == 0 == blind["binding_accuracy"]["value"]
+    assert blind["per_attribute"]["object"]["value"] > 0.9
+
+
+def test_mini_sd_draws_what_it_is_told(mini_sd):
+    result = evaluate(mini_sd, n=60)
+    assert result["attribute_accuracy"] >= 0.9 and result["images"] == 180
+    assert all(row["value"] >= 0.97 for row in result["ceiling"].values())
+
+
+def test_evaluate_rejects_an_empty_set(mini_sd):
+    with pytest.raises(ValueError, match="at least 1 prompt"):
+        evaluate(mini_sd, n=0)

@@ -1,0 +1,151 @@
+"""What ships: the wheel carries the code and the weights, the files keep their limits, the set-up commands are true."""
+
+import ast
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import minidiff
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
+INSTALL = "pip install -r requirements.txt"
+COMMANDS = [
+    INSTALL + ' && python -m minidiff generate "a large red house on the left, snow, night, stars"',
+    INSTALL + " && pytest",
+]
+WEIGHTS = sorted(DATA.rglob("*.safetensors"))
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def project() -> dict:
+    return tomllib.loads(read("pyproject.toml"))["project"]
+
+
+def pinned() -> dict[str, str]:
+    """{distribution: version} of requirements.txt."""
+    lines = [line for line in read("requirements.txt").splitlines() if line and line[0] not in "#-"]
+    pairs = (line.split("==") for line in lines)
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def declared() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    texts = [*project()["dependencies"], *chain(*project()["optional-dependencies"].values())]
+    return [Requirement(text) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A folder with the unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    run = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (file,) = folder.glob("minidiff-*-py3-none-any.whl")
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_every_module_and_every_weight(wheel):
+    modules = {path.relative_to(ROOT) for path in (ROOT / "minidiff").rglob("*.py")}
+    weights = {Path("minidiff/_weights") / path.relative_to(DATA) for path in WEIGHTS}
+    assert Path("minidiff/_weights/mini-sd/unet/diffusion_pytorch_model.safetensors") in weights
+    files = {path.relative_to(wheel) for path in wheel.rglob("*") if path.is_file()}
+    assert modules | weights <= files
+    extra = {path for path in files - modules - weights if ".dist-info" not in path.parts[0]}
+    assert {path.parts[1] for path in extra} == {"_weights"}
+    assert {path.suffix for path in extra} == {".json", ".txt"}  # configs and vocabularies: no logs, pictures, READMEs
+
+
+def test_an_installed_wheel_finds_its_weights_and_draws(wheel, tmp_path):
+    code = """
+import minidiff as md
+from minidiff.io.weights import weights_dir
+print(weights_dir())
+pipe = md.StableDiffusion.from_pretrained("mini-sd", device="cpu")
+print(pipe("a small red house", steps=1)[0].size[0] >= 32)
+"""
+    environment = os.environ | {"PYTHONPATH": str(wheel), "PYTHONSAFEPATH": "1"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines() == [str(wheel / "minidiff" / "_weights"), "True"]
+
+
+def test_the_wheel_installs_the_console_script(wheel):
+    (info,) = wheel.glob("minidiff-*.dist-info")
+    assert "minidiff = minidiff.cli:main" in (info / "entry_points.txt").read_text()
+    metadata = (info / "METADATA").read_text(encoding="utf-8").splitlines()
+    assert {f"Version: {minidiff.__version__}", "Requires-Python: >=3.11", "License-Expression: MIT"} <= set(metadata)
+
+
+@pytest.mark.quick
+def test_readme_has_the_two_commands_at_its_very_top_and_ci_runs_them():
+    lines = read("README.md").splitlines()
+    assert [line for line in lines if line.startswith("pip install")] == COMMANDS
+    assert max(lines.index(command) for command in COMMANDS) < 25
+    script = read(".ci/run")
+    assert "< README.md" in script and script.count("pip install") == 1  # the one is the pattern it looks for
+    assert os.access(ROOT / ".ci" / "run", os.X_OK) or os.name == "nt"
+
+
+@pytest.mark.quick
+def test_requirements_pin_everything_and_install_the_package():
+    lines = [line for line in read("requirements.txt").splitlines() if line and not line.startswith("#")]
+    assert lines[-1] == "-e ." and all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9.]+", line) for line in lines[:-1])
+    for bound in declared():
+        assert bound.specifier.contains(pinned()[canonicalize_name(bound.name)]), bound
+    assert pinned()["torch"] == "2.13.0"
+
+
+@pytest.mark.quick
+def test_every_library_that_the_package_imports_is_declared():
+    files = (ROOT / "minidiff").rglob("*.py")
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    imported = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"minidiff"}
+    available = {{"pillow": "PIL"}.get(bound.name, bound.name) for bound in declared()}
+    assert "torch" in imported and imported <= available | {"IPython"}  # IPython comes with ipykernel
+
+
+@pytest.mark.quick
+def test_every_version_number_is_the_same():
+    assert f"\nversion: {minidiff.__version__}\n" in read("CITATION.cff")
+
+
+@pytest.mark.quick
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_no_file_in_git_is_over_16_mib():
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in listing.split("\0") if (ROOT / name).is_file()}
+    assert {name: size for name, size in sizes.items() if size > 16 * 2**20} == {}
+
+
+@pytest.mark.quick
+def test_all_of_data_is_at_most_60_mib():
+    assert sum(path.stat().st_size for path in DATA.rglob("*") if path.is_file()) <= 60 * 2**20
+
+
+@pytest.mark.quick
+def test_data_readme_lists_every_weight_file_with_its_sha256():
+    """On one line: the path below data/, and the 64 digits."""
+    lines = read("data/README.md").splitlines()
+    listed = {sha: line for line in lines for sha in re.findall(r"\b[0-9a-f]{64}\b", line)}
+    found = {hashlib.sha256(path.read_bytes()).hexdigest(): path.relative_to(DATA).as_posix() for path in WEIGHTS}
+    assert set(listed) == set(found)
+    assert [name for sha, name in found.items() if name not in listed[sha]] == []

@@ -1,0 +1,32 @@
+"""A Stable Diffusion 1 of shrunken shape with random weights: 32×32 pixels, 8×8×4 latents, built in milliseconds."""
+
+import torch
+
+from minidiff.data import scenes
+from minidiff.nets.clip import CLIPText, CLIPTextConfig
+from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.nets.vae import VAE, VAEConfig
+from minidiff.pipeline import StableDiffusion
+from minidiff.text import Text, load_tokenizer, train_tokenizer
+
+SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
+             "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
+             "timestep_spacing": "leading", "prediction_type": "epsilon"}
+UNET = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "cross_attention_dim": 24,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 8,
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": 4}
+VAE_ = {"sample_size": 32, "block_out_channels": (8, 16, 16), "norm_num_groups": 4, "scaling_factor": 0.5}
+TEXT = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 24}
+CAPTIONS = [" ".join(sorted(scenes.words())), "a large red house on the left, snow, night, stars"]
+
+
+def pipeline(folder) -> StableDiffusion:
+    """The model, with its tokenizer trained into `folder`."""
+    train_tokenizer(CAPTIONS, folder)
+    tokenizer = load_tokenizer(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text = CLIPText(CLIPTextConfig.from_dict({**TEXT, "vocab_size": tokenizer.get_vocab_size()}))
+        unet = UNet(UNetConfig.from_dict(UNET))
+        vae = VAE(VAEConfig.from_dict(VAE_))
+    return StableDiffusion(Text(tokenizer, text).eval(), unet.eval(), vae.eval(), SCHEDULER)
