@@ -28,7 +28,7 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
     """Draw pictures of a prompt and write them to files.
 
     Args:
-        prompt … num_images, negative_prompt: see `minidiff.pipeline.Settings`.
+        prompt … num_images, negative_prompt: see `minidiff.settings.Settings`.
         model: "mini-sd" or a folder in diffusers' layout.
         init_image: a picture file to start from, cut and resized to the model's size; see `strength`.
         grid: one file with all pictures side by side instead of one file each.
@@ -43,7 +43,8 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
         ValueError, OSError: a setting out of range, a file that cannot be read or written, or one that exists.
     """
     from minidiff.io.images import image_format, open_image, save_image, to_pil, to_unit
-    from minidiff.pipeline import Settings, StableDiffusion
+    from minidiff.pipeline import StableDiffusion
+    from minidiff.settings import Settings
     from minidiff.teach.film import check_suffix, frame
     from minidiff.teach.film import film as write_film
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,80 +20,16 @@ from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
 from minidiff.samplers import Step
 from minidiff.schedule import Discrete
+from minidiff.settings import CLASSES, Settings
 from minidiff.text import Text, lost_words, save_tokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    Picture = Image.Image | Tensor | list[Image.Image]
+    from minidiff.settings import Picture
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
-OUTPUTS = ("pil", "tensor", "latent")
 FULL_PREVIEW = 128 * 128  # pixels up to which a preview is a true decode
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one call draws; the keyword arguments of `pipe(…)`, `pipe.img2img(…)` and `pipe.stream(…)`.
-
-    Args:
-        negative_prompt: what to steer away from, one text or one per prompt; None is "".
-        steps: network calls (Heun: two per step), 1 … 1000.
-        guidance_scale: e = e_uncond + scale·(e_cond − e_uncond); ≤ 1 is off: one conditional call per step.
-        guidance_rescale: share φ in [0, 1] of e that is scaled to the standard deviation of e_cond (2305.08891 eq. 16).
-        sampler: None follows the checkpoint's scheduler; a name, what diffusers' class of that name makes of the same
-            config; or a pair (function, Grid): then the grid counts the steps.
-        seed: image i draws all its noise from one CPU generator seeded with seed + i.
-        height, width: in pixels; None: the size the model was trained at (img2img: the image's).
-        num_images: per prompt.
-        eta: fresh noise of ddim, in [0, 1]; None is 0.
-        clip_skip: leave out so many of the text encoder's last layers (for the prompt, not for the negative prompt).
-        latents: unit noise (B,C,h,w) to start from instead of the seed's.
-        prompt_embeds, negative_prompt_embeds: pairs (context (P,77,D), vec) as `pipe.text` gives, instead of texts.
-        image: start from this: PIL image(s), or a tensor (3,H,W) or (B,3,H,W) in [0, 1]; one, or one per prompt.
-        strength: with `image`, the share of the steps that are taken, in (0, 1]: 1 keeps almost nothing of it.
-        output: "pil" (a list), "tensor" ((B,3,H,W) in [0, 1]) or "latent" ((B,C,h,w), scaled).
-
-    Raises:
-        ValueError: a value outside its range.
-
-    >>> Settings(steps=0)
-    Traceback (most recent call last):
-    ValueError: steps is 0; it must be a whole number from 1 to 1000
-    """
-
-    negative_prompt: str | list[str] | None = None
-    steps: int = 25
-    guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    sampler: str | tuple[Callable, grid.Grid] | None = None
-    seed: int = 0
-    height: int | None = None
-    width: int | None = None
-    num_images: int = 1
-    eta: float | None = None
-    clip_skip: int = 0
-    latents: Tensor | None = None
-    prompt_embeds: tuple[Tensor, Tensor | None] | None = None
-    negative_prompt_embeds: tuple[Tensor, Tensor | None] | None = None
-    image: Picture | None = None
-    strength: float = 0.6
-    output: str = "pil"
-
-    def __post_init__(self):
-        spans = {"steps": (1, 1000), "seed": (0, 2**63), "num_images": (1, 10**6), "clip_skip": (0, 100)}
-        for name, (low, high) in spans.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must be a whole number from {low} to {high}")
-        for name in ("guidance_rescale", "eta", "strength"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; it must be between 0 and 1")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number")
-        if self.output not in OUTPUTS:
-            raise ValueError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
 
 
 class StableDiffusion:
@@ -141,18 +75,17 @@ class StableDiffusion:
         family = read_json(folder / "model_index.json").get("_class_name")
         if family not in ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"):
             raise ValueError(f"{folder} is a {family}; supported is StableDiffusionPipeline")
-        options = {"variant": variant, "dtype": dtype}
-        text = Text.from_pretrained(folder, **options)
-        unet = UNet.from_pretrained(folder / "unet", **options)
-        vae = VAE.from_pretrained(folder / "vae", **options)
-        pipe = cls(text, unet, vae, read_json(folder / "scheduler" / "scheduler_config.json"))
-        return pipe.to(device or default_device(), dtype)
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        options = {"variant": variant, "device": device or default_device()}
+        return cls(Text.from_pretrained(folder, **options, dtype=dtype),
+                   UNet.from_pretrained(folder / "unet", **options, dtype=dtype),
+                   VAE.from_pretrained(folder / "vae", **options, dtype=vae_dtype(dtype)), scheduler)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
         """Move the networks and change their dtype, in place."""
-        for net in (self.text, self.unet, self.vae):
-            # in float16 the decoders of Stable Diffusion overflow to black pictures
-            net.to(device=device, dtype=torch.float32 if net is self.vae and dtype == torch.float16 else dtype)
+        self.text.to(device=device, dtype=dtype)
+        self.unet.to(device=device, dtype=dtype)
+        self.vae.to(device=device, dtype=vae_dtype(dtype))
         return self
 
     @property
@@ -209,15 +142,14 @@ class StableDiffusion:
 
     @torch.inference_mode()
     def preview(self, z: Tensor) -> list[Image.Image]:
-        """Pictures of latents on the way, x0 or x: decoded where that is cheap, else by a linear map, enlarged.
-        """
+        """Pictures of latents on the way, x0 or x: decoded where that is cheap, else by a linear map, enlarged."""
         side = self.vae.factor
         if z.shape[-1] * z.shape[-2] * side**2 <= FULL_PREVIEW:
             return to_pil(to_unit(self.decode(z)))
         if self._colors is None:
             weight = next(self.vae.parameters())
             self._colors = latent_colors(lambda image: self.vae.encode(image.to(weight)).float(), side)
-        image = to_rgb(z.float(), self._colors)
+        image = to_rgb(z.float(), self._colors.to(z.device))
         return to_pil(torch.nn.functional.interpolate(image, scale_factor=side, mode="bilinear"))
 
     @torch.inference_mode()
@@ -312,22 +244,23 @@ class StableDiffusion:
         """What the U-Net is told with and, unless guidance is off, without the prompt: one row per picture."""
         if (prompt is None) == (s.prompt_embeds is None):
             raise ValueError("give either a prompt or prompt_embeds")
-        context, vec = s.prompt_embeds or self._encode(as_list(prompt), s.clip_skip)
+        context, vec = s.prompt_embeds or self._encode(prompt, s.clip_skip)
         if s.guidance_scale <= 1:
             return self._rows(context, vec, s.num_images), None
         if s.negative_prompt_embeds is not None:
             other = s.negative_prompt_embeds
         else:
-            other = self._encode(as_list(s.negative_prompt or ""), 0)
+            other = self._encode(s.negative_prompt or "", 0)
         if len(other[0]) not in (1, len(context)):
             raise ValueError(f"there are {len(context)} prompts, but {len(other[0])} negative prompts")
         other = [part if part is None else part.expand(len(context), *part.shape[1:]) for part in other]
         return self._rows(context, vec, s.num_images), self._rows(*other, s.num_images)
 
-    def _encode(self, prompts: list[str], clip_skip: int) -> tuple[Tensor, Tensor | None]:
+    def _encode(self, prompts: str | list[str], clip_skip: int) -> tuple[Tensor, Tensor | None]:
         """Each different text once."""
-        if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError("a prompt is a text or a list of at least one text")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ValueError(f"a prompt is a text or a list of at least one text, not {prompts!r}")
         texts = list(dict.fromkeys(prompts))
         for text in texts:
             if lost := lost_words(self.text.tokenizer, text):
@@ -346,8 +279,8 @@ class StableDiffusion:
     def _latents(self, s: Settings, generators: list[torch.Generator]) -> Tensor:
         """A sample of the init image's latents for each picture, (B,C,h,w) float32."""
         image = to_tensor(s.image, s.height, s.width, self.vae.factor)
-        if len(generators) % len(image):
-            raise ValueError(f"there are {len(generators)} pictures to draw, but {len(image)} images to start from")
+        if len(image) not in (1, len(generators) // s.num_images):
+            raise ValueError(f"there are {len(generators) // s.num_images} prompts, but {len(image)} images")
         # NOTE: image p belongs to prompt p; diffusers deals images out in turn: test_images_follow_their_prompts.
         image = image.repeat_interleave(len(generators) // len(image), 0).to(next(self.vae.parameters()))
         shape = (len(image), self.vae.config.latent_channels, *(side // self.vae.factor for side in image.shape[-2:]))
@@ -361,6 +294,11 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def vae_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """In float16 the decoders of Stable Diffusion overflow to black pictures: float32 then."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     """Unit noise (B,…) float32 on the CPU, row i from generator i: it does not depend on the batch or the device.
 
@@ -368,8 +306,3 @@ def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     tensor([[ 1.5410, -0.2934]])
     """
     return torch.cat([torch.randn(1, *shape[1:], generator=generator) for generator in generators])
-
-
-def as_list(prompt: str | list[str]) -> list[str]:
-    """One text as a list of one."""
-    return [prompt] if isinstance(prompt, str) else list(prompt)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "minidiff"
 LAYERS = (
     ("schedule", "nets.layers", "io.weights", "data"),
     ("prediction", "grid", "nets"),
-    ("samplers", "guidance", "io.lora", "text"),
+    ("samplers", "guidance", "settings", "io.lora", "text"),
     ("pipeline",),
     ("evaluate", "train"),
     ("teach", "cli"),

@@ -10,13 +10,14 @@ from minidiff.pipeline import StableDiffusion
 from minidiff.text import Text, load_tokenizer, train_tokenizer
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
-             "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
-             "timestep_spacing": "leading", "prediction_type": "epsilon"}
+             "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "set_alpha_to_one": False,
+             "clip_sample": False, "timestep_spacing": "leading", "prediction_type": "epsilon"}
 UNET = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1, "cross_attention_dim": 24,
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "norm_num_groups": 8,
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": 4}
 VAE_ = {"sample_size": 32, "block_out_channels": (8, 16, 16), "norm_num_groups": 4, "scaling_factor": 0.5}
-TEXT = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 24}
+TEXT = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "projection_dim": 24}
 CAPTIONS = [" ".join(sorted(scenes.words())), "a large red house on the left, snow, night, stars"]
 
 

@@ -259,7 +259,7 @@ class MapAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)           # (B, HW, C)
-        return super().forward(tokens).transpose(1, 2).reshape(x.shape) + x
+        return super().forward(tokens).transpose(1, 2).reshape(x.shape) + x  # this order keeps channels_last
 
 
 class FeedForward(nn.Module):

@@ -10,6 +10,7 @@ from ..io.weights import State
 from .layers import Config, Downsample, MapAttention, Net, ResBlock, Upsample, silu
 
 EPS = 1e-6  # of every GroupNorm in the VAE, CompVis model.py
+FORMAT = torch.channels_last  # 0.80 to 0.96 of the time of the default, forward and backward, 32² to 128² pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,11 @@ class VAE(Net):
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1)
         self.post_quant_conv = nn.Conv2d(c, c, 1)
         self.decoder = Decoder(config)
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along a side."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior q(z | image), unscaled, each (B, C, H/f, W/f).
@@ -165,7 +171,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(chs[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(x.contiguous(memory_format=FORMAT))
         for block in self.down_blocks:
             x = block(x)
         return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
@@ -187,7 +193,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(chs[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
+        x = self.mid_block(self.conv_in(x.contiguous(memory_format=FORMAT)))
         for block in self.up_blocks:
             x = block(x)
         return self.conv_out(silu(self.conv_norm_out(x)))

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minidiff.io.weights import load_state, load_strict, save_state
+from minidiff.io.weights import load_state, save_state
 from minidiff.train.ema import EMA
 
 
@@ -230,8 +230,8 @@ def resume(work: Path, net: nn.Module, average: EMA, optimizer) -> tuple[int, fl
         except (OSError, ValueError, KeyError):
             continue
         if whole:
-            load_strict(net, load_state(folder / "net.safetensors"), folder)
-            load_strict(average.net, load_state(folder / "ema.safetensors"), folder)
+            net.load_state_dict(load_state(folder / "net.safetensors"))  # copied in place: the optimizer holds these
+            average.net.load_state_dict(load_state(folder / "ema.safetensors"))
             optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
             average.updates = manifest["updates"]
             return manifest["step"], manifest["seconds"]

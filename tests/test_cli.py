@@ -1,0 +1,331 @@
+"""The command line as a user meets it: what it writes, what it prints, and one line for whatever is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from minidiff import cli, samplers
+from minidiff.data import scenes
+from minidiff.io.weights import load_state, save_state
+from minidiff.pipeline import StableDiffusion
+from minidiff.settings import CLASSES
+from tests import tiny
+
+pytestmark = pytest.mark.quick
+EXAMPLE = cli.EXAMPLE
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny.pipeline(folder / "tokenizer").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(model, tmp_path, monkeypatch, capfd):
+    """run("generate", …) in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        try:
+            code = cli.main([*map(str, words)])
+        except SystemExit as stop:  # argparse's own way out
+            code = stop.code
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def draw(run, model):
+    """generate with the tiny model in two steps."""
+    return lambda *words: run("generate", "--model", model, "--steps", 2, *(words or ["a red house"]))
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refused(result, *words):
+    """One line on stderr that names the words, exit code 2, no traceback."""
+    code, out, err = result
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and "Traceback" not in err, err
+    assert all(word in err for word in words), err
+
+
+def test_generate_takes_the_next_free_number_and_prints_it(draw, tmp_path):
+    assert draw()[:2] == (0, "minidiff-0001.png\nminidiff-0001-large.png\n")
+    assert draw()[:2] == (0, "minidiff-0002.png\nminidiff-0002-large.png\n")
+    assert Image.open(tmp_path / "minidiff-0001.png").size == (32, 32)
+    assert Image.open(tmp_path / "minidiff-0001-large.png").size == (256, 256)
+
+
+def test_generate_draws_what_the_pipeline_draws(draw, model, tmp_path):
+    draw("a red house", "--seed", 3, "--sampler", "euler_ancestral", "--guidance-scale", 2, "--num-images", 2,
+         "--negative-prompt", "a tree")
+    want = StableDiffusion.from_pretrained(model, device="cpu")(
+        "a red house", seed=3, sampler="euler_ancestral", guidance_scale=2.0, num_images=2, negative_prompt="a tree",
+        steps=2)
+    for i, image in enumerate(want, 1):
+        assert ImageChops.difference(image, Image.open(tmp_path / f"minidiff-000{i}.png")).getbbox() is None
+
+
+def test_the_command_is_a_function(model, tmp_path):
+    paths = cli.generate("a red house", model=str(model), steps=1, out=tmp_path / "new" / "house.png")
+    assert paths == [tmp_path / "new" / "house.png", tmp_path / "new" / "house-large.png"]
+    assert all(path.is_file() for path in paths)
+
+
+def test_pictures_beyond_one_batch_continue_the_seeds(draw, model, tmp_path, monkeypatch):
+    draw("a red house", "--num-images", 3, "--out", "a.png")
+    monkeypatch.setattr(cli, "BATCH", 2)
+    draw("a red house", "--num-images", 3, "--out", "b.png")
+    for i in (1, 2, 3):
+        pair = [Image.open(tmp_path / f"{name}-{i}.png") for name in "ab"]
+        assert max(high for _, high in ImageChops.difference(*pair).getextrema()) <= 1
+
+
+def test_grid_puts_all_pictures_into_one_file(draw, tmp_path):
+    code, out, _ = draw("a red house", "--num-images", 4, "--grid", "--out", "four.png")
+    assert code == 0 and out.split() == ["four.png", "four-large.png"]
+    assert min(Image.open(tmp_path / "four.png").size) >= 64
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".webp"])
+def test_a_film_shows_every_step(draw, tmp_path, suffix):
+    code, out, _ = draw("a red house", "--steps", 4, "--film", f"film{suffix}", "--out", "x.png")
+    assert code == 0 and out.split()[-1] == f"film{suffix}"
+    film = Image.open(tmp_path / f"film{suffix}")
+    assert film.n_frames == 5 and film.width > 512
+
+
+def test_an_init_image_of_any_size_is_redrawn(draw, tmp_path):
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "photo.jpg")
+    code, _, _ = draw("a red house", "--init-image", "photo.jpg", "--strength", 1, "--out", "a.png")
+    assert code == 0 and Image.open(tmp_path / "a.png").size == (32, 32)
+    draw("a red house", "--out", "b.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_an_empty_prompt_is_allowed(draw):
+    assert draw("")[0] == 0
+
+
+def test_the_words_that_do_not_fit_are_named(draw):
+    code, _, err = draw("red " * 75 + "house, night")
+    assert code == 0 and "left out: house, night" in err and err.count("\n") == 1
+
+
+def test_words_that_mini_sd_has_never_seen_get_one_line(run):
+    with pytest.warns(UserWarning) as caught:
+        cli._warn_unknown("a red dragon by a castle")
+    message = str(caught[0].message)
+    assert "never seen: dragon, castle" in message and EXAMPLE in message and "\n" not in message
+    assert all(word in message for values in scenes.ATTRIBUTES.values() for word in values)
+
+
+def test_known_words_get_no_line(recwarn):
+    cli._warn_unknown(EXAMPLE)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--steps", 0], "steps is 0"), (["--steps", -1], "steps is -1"), (["--steps", 1001], "steps is 1001"),
+    (["--steps", "many"], "--steps"), (["--sampler", "magic"], "unknown sampler 'magic'; there are ddim, ddpm"),
+    (["--seed", -1], "seed is -1"), (["--num-images", 0], "num_images is 0"),
+    (["--guidance-scale", "nan"], "guidance_scale is nan"), (["--guidance-scale", "inf"], "guidance_scale is inf"),
+    (["--strength", 2], "strength is 2"), (["--film", "film.mp4"], "film.mp4 should end in .png, .gif or .webp"),
+    (["--out", "house.txt"], "house.txt should end in"), (["--out", "."], "should end in"),
+    (["--out", "same.png", "--film", "same.png"], "the same name"),
+    (["--init-image", "nowhere.png"], "no picture file nowhere.png"),
+    (["--model", "nowhere"], "no model folder nowhere"), (["--colour", "red"], "--colour")])
+def test_bad_input_gets_one_line(draw, tmp_path, words, said):
+    refused(draw("a red house", *words), said)
+    assert files(tmp_path) == []
+
+
+def test_a_missing_prompt_or_command_gets_one_line(run):
+    refused(run("generate"), "PROMPT")
+    refused(run(), "COMMAND")
+    refused(run("paint"), "paint")
+
+
+def test_what_exists_is_kept_unless_overwrite(draw, tmp_path):
+    for name in ("house.png", "house-large.png", "film.gif"):
+        (tmp_path / name).write_text("mine")
+    refused(draw("a red house", "--out", "house.png"), "house.png exists", "--overwrite")
+    (tmp_path / "house.png").unlink()
+    refused(draw("a red house", "--out", "house.png"), "house-large.png exists")
+    refused(draw("a red house", "--film", "film.gif"), "film.gif exists")
+    assert (tmp_path / "house-large.png").read_text() == (tmp_path / "film.gif").read_text() == "mine"
+    assert draw("a red house", "--out", "house.png", "--film", "film.gif", "--overwrite")[0] == 0
+    assert files(tmp_path) == ["film.gif", "house-large.png", "house.png"]
+    assert Image.open(tmp_path / "film.gif").n_frames == 3
+
+
+def test_a_path_that_cannot_be_written_is_named_before_drawing(draw, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(StableDiffusion, "stream", lambda *a, **k: pytest.fail("it began to draw"))
+    refused(draw("a red house", "--out", "file/house.png"), "cannot write into file")
+    refused(draw("a red house", "--out", "folder.png"), "folder.png is a folder")
+    if sys.platform == "linux":
+        refused(draw("a red house", "--out", "/proc/house.png"), "cannot write into /proc")
+
+
+def test_a_failure_while_writing_leaves_what_was_there(draw, tmp_path, monkeypatch):
+    (tmp_path / "house.png").write_text("mine")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    refused(draw("a red house", "--out", "house.png", "--overwrite"), "No space left")
+    assert (tmp_path / "house.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\nxxxx", b"<html></html>"])
+def test_an_unreadable_init_image_is_named(draw, tmp_path, content):
+    (tmp_path / "photo.png").write_bytes(content)
+    refused(draw("a red house", "--init-image", "photo.png"), "photo.png cannot be read as a picture")
+
+
+def test_a_truncated_or_huge_init_image_is_named(draw, tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "half.png")
+    data = (tmp_path / "half.png").read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    refused(draw("a red house", "--init-image", "half.png"), "half.png cannot be read")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
+    refused(draw("a red house", "--init-image", "bomb.png"), "bomb.png is too large")
+
+
+@pytest.fixture
+def broken(model, tmp_path):
+    shutil.copytree(model, tmp_path / "broken")
+    return tmp_path / "broken"
+
+
+@pytest.mark.parametrize("part", ["unet/diffusion_pytorch_model.safetensors", "vae/config.json", "model_index.json",
+                                  "text_encoder/model.safetensors", "tokenizer/vocab.json",
+                                  "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbled"])
+def test_a_damaged_model_gets_one_line(run, broken, tmp_path, part, damage):
+    path = broken / part
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes({"empty": b"", "truncated": data[: len(data) // 2], "garbled": b"\xff" * len(data)}[damage])
+    result = run("generate", "a red house", "--model", broken)
+    refused(result, "broken")
+    assert files(tmp_path) == ["broken"]
+
+
+def test_nan_weights_get_one_line(run, broken):
+    path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    state = {name: tensor.clone() for name, tensor in load_state(path).items()}
+    state["conv_in.bias"][0] = torch.nan
+    save_state(state, path)
+    refused(run("generate", "a red house", "--model", broken), "NaN", "conv_in.bias")
+
+
+def test_ctrl_c_stops_without_a_trace(draw, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StableDiffusion, "stream", stop)
+    code, out, err = draw()
+    assert code == 130 and out == "" and err.count("\n") == 1 and files(tmp_path) == []
+
+
+def test_train_lists_its_recipes(run):
+    code, out, _ = run("train", "--list")
+    assert code == 0 and {line.split()[0] for line in out.splitlines()} >= {"reader", "clip", "vae", "unet"}
+
+
+def test_train_passes_its_options_on(run, monkeypatch):
+    from minidiff.train import recipes
+
+    seen = {}
+    monkeypatch.setattr(recipes, "run", lambda name, **options: seen.update(options, name=name) or "runs/vae")
+    code, out, _ = run("train", "vae", "--out", "runs/vae", "--steps", 5, "--seconds", 2.5, "--size", 32,
+                       "--device", "cpu", "--threads", 1, "--data", "d", "--init", "i", "--resume")
+    assert code == 0 and out == "runs/vae\n"
+    assert seen == {"name": "vae", "out": "runs/vae", "steps": 5, "seconds": 2.5, "size": 32, "device": "cpu",
+                    "threads": 1, "data": "d", "init": "i", "resume": True}
+
+
+def test_train_refuses_in_one_line(run):
+    refused(run("train", "magic"), "unknown recipe 'magic'")
+    refused(run("train"), "which recipe?")
+    refused(run("train", "vae", "--size", 30), "size is 30")
+
+
+def test_evaluate_refuses_in_one_line(run):
+    refused(run("evaluate", "nowhere"), "no model folder nowhere")
+    refused(run("evaluate", "-n", 0), "n is 0")
+
+
+def test_evaluate_prints_its_numbers(run, monkeypatch):
+    from minidiff import evaluate
+
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
+    monkeypatch.setattr(evaluate, "evaluate", lambda *a, **k: {"attribute_accuracy": 0.5, "picture_accuracy": share,
+                                                               "per_attribute": {"color": share}})
+    code, out, _ = run("evaluate", "mini-sd", "-n", 10)
+    assert code == 0
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["attribute_accuracy", "picture_accuracy",
+                                                                  "per_attribute: color"]
+
+
+def test_info_counts_parameters(run, model):
+    pipe = StableDiffusion.from_pretrained(model, device="cpu")
+    code, out, _ = run("info", model, "--json")
+    found = json.loads(out)
+    assert code == 0
+    for name, net in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text.encoder)):
+        assert found["parts"][name]["parameters"] == sum(p.numel() for p in net.parameters())
+    assert (found["prediction_type"], found["scheduler"], found["dtype"]) == ("epsilon", "DDIMScheduler", "float32")
+    assert run("info", model)[0] == run("info", model / "unet")[0] == 0
+    code, out, _ = run("info", model / "vae" / "diffusion_pytorch_model.safetensors")
+    assert code == 0 and "VAE" in out
+
+
+def test_info_refuses_in_one_line(run, tmp_path):
+    refused(run("info", "nowhere"), "nowhere")
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    refused(run("info", tmp_path / "x.safetensors"), "x.safetensors is empty")
+
+
+def test_help_shows_vocabulary_samplers_and_an_example(run):
+    code, out, _ = run("generate", "--help")
+    assert code == 0 and EXAMPLE in out
+    assert all(word in out for values in scenes.ATTRIBUTES.values() for word in values)
+    assert all(option in out for option in ("--film", "--init-image", "--overwrite", "--num-images"))
+    assert all(name in run("--help")[1] for name in ("generate", "train", "evaluate", "info"))
+
+
+def test_the_samplers_in_the_help_are_those_there_are():
+    assert set(cli.SAMPLERS) == set(CLASSES) and all(callable(getattr(samplers, name)) for name in CLASSES)
+
+
+def test_python_m_minidiff_in_a_fresh_process(model, tmp_path):
+    words = [sys.executable, "-m", "minidiff", "generate", "a red house", "--model", str(model), "--steps", "1"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=_environment())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "minidiff-0001.png\nminidiff-0001-large.png\n", "")
+    done = subprocess.run([*words, "--steps", "0"], cwd=tmp_path, capture_output=True, text=True, env=_environment())
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def _environment():
+    import os
+    from pathlib import Path
+
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}

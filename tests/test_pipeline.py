@@ -1,0 +1,227 @@
+"""StableDiffusion: what its settings mean, what it refuses, and that pictures depend on nothing else."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from minidiff import grid, samplers
+from minidiff.pipeline import StableDiffusion, draw
+from minidiff.settings import Settings
+from tests import tiny
+
+pytestmark = pytest.mark.quick
+PROMPT = "a red house"
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    return tiny.pipeline(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture(scope="module")
+def folder(pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def tensor(pipe, prompt=PROMPT, **settings):
+    return pipe(prompt, **{"steps": 3, "output": "tensor", **settings})
+
+
+def test_a_list_comes_back_prompt_major(pipe):
+    images = pipe(["a red house", "a tree"], steps=2, num_images=2)
+    assert [image.size for image in images] == [(32, 32)] * 4
+    both = tensor(pipe, ["a red house", "a tree"], num_images=2)
+    assert_close(both[2:3], tensor(pipe, "a tree", seed=2), atol=1e-5, rtol=0)
+
+
+def test_image_i_depends_on_seed_plus_i_alone(pipe):
+    batch = tensor(pipe, num_images=3, seed=10, eta=1.0)
+    assert_close(batch[2:], tensor(pipe, seed=12, eta=1.0), atol=1e-5, rtol=0)
+    assert not torch.allclose(batch[0], batch[1], atol=1e-2)
+
+
+def test_the_global_generator_is_neither_read_nor_moved(pipe):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    a = tensor(pipe, eta=1.0)
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(2)
+    assert a.equal(tensor(pipe, eta=1.0))
+
+
+def test_outputs_are_the_same_picture(pipe):
+    z, image, pil = (tensor(pipe, output=output) for output in ("latent", "tensor", "pil"))
+    assert z.shape == (1, 4, 8, 8) and image.shape == (1, 3, 32, 32)
+    assert_close((pipe.vae.decode(z) / 2 + 0.5).clamp(0, 1), image)
+    assert pil[0].getpixel((3, 5)) == tuple((255 * image[0, :, 5, 3]).round().int().tolist())
+
+
+def test_the_stream_is_the_call_step_by_step(pipe):
+    steps = list(pipe.stream(PROMPT, steps=3))
+    assert len(steps) == 4 and steps[0].x0 is None
+    assert steps[-1].x.equal(tensor(pipe, output="latent"))
+    assert [step.level.t for step in steps[:3]] == [667, 334, 1]
+
+
+def test_the_stream_checks_its_settings_at_once(pipe):
+    with pytest.raises(ValueError, match="unknown sampler"):
+        pipe.stream(PROMPT, sampler="magic")
+
+
+def test_guidance_off_is_one_conditional_call(pipe):
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda net, args, kwargs: seen.append(len(args[0])), with_kwargs=True)
+    off = tensor(pipe, guidance_scale=1.0, negative_prompt="a tree")
+    tensor(pipe, guidance_scale=2.0)
+    hook.remove()
+    assert seen == [1, 1, 1, 2, 2, 2]
+    assert off.equal(tensor(pipe, guidance_scale=0.5))
+
+
+def test_a_negative_prompt_equal_to_the_prompt_undoes_guidance(pipe):
+    assert_close(tensor(pipe, negative_prompt=PROMPT, guidance_scale=9.0), tensor(pipe, guidance_scale=1.0),
+                 atol=1e-4, rtol=0)
+    assert tensor(pipe, negative_prompt=None).equal(tensor(pipe, negative_prompt=""))
+
+
+def test_negative_prompts_go_with_their_prompts(pipe):
+    both = tensor(pipe, ["a red house", "a red house"], negative_prompt=["", "a tree"])
+    assert_close(both[1:], tensor(pipe, negative_prompt="a tree", seed=1), atol=1e-5, rtol=0)
+
+
+def test_clip_skip_changes_the_prompt_but_not_the_negative_prompt(pipe):
+    skipped, _ = pipe.text([PROMPT], clip_skip=1)
+    plain, _ = pipe.text([""])
+    want = pipe(prompt_embeds=(skipped, None), negative_prompt_embeds=(plain, None), steps=3, output="tensor")
+    assert_close(tensor(pipe, clip_skip=1), want)
+
+
+def test_latents_are_the_unit_noise_of_the_seed(pipe):
+    noise = draw([torch.Generator().manual_seed(4)], (1, 4, 8, 8))
+    for name in ("ddim", "euler"):
+        assert tensor(pipe, latents=noise, sampler=name).equal(tensor(pipe, seed=4, sampler=name))
+
+
+def test_a_sampler_may_be_a_function_and_a_grid(pipe):
+    levels = grid.from_diffusers(pipe.scheduler, 3, pipe.schedule)
+    assert tensor(pipe, sampler=(samplers.ddim, levels), steps=99).equal(tensor(pipe))
+
+
+def test_img2img_keeps_more_with_less_strength(pipe):
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    weak, strong = (pipe.img2img(PROMPT, image, strength=s, steps=20, output="latent") for s in (0.1, 0.9))
+    z0 = pipe.vae.encode(2 * image[None] - 1)
+    assert (weak - z0).norm() < (strong - z0).norm()
+    assert len(list(pipe.stream(PROMPT, image=image, strength=0.5, steps=6))) == 4
+
+
+def test_img2img_takes_pil_lists_and_tensors_alike(pipe):
+    pil = Image.new("RGBA", (32, 32), (255, 0, 51, 9))
+    flat = torch.tensor([1.0, 0.0, 0.2]).view(3, 1, 1).expand(3, 32, 32)
+    a, b, c = (pipe.img2img(PROMPT, image, steps=4, output="tensor") for image in (pil, [pil], flat))
+    assert a.equal(b)
+    assert_close(a, c)
+
+
+def test_images_follow_their_prompts(pipe):
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    both = pipe.img2img(["a red house", "a tree"], images, steps=4, num_images=2, output="tensor")
+    assert_close(both[1:2], pipe.img2img("a red house", images[0], steps=4, seed=1, output="tensor"), atol=1e-5, rtol=0)
+
+
+def test_sides_may_differ_from_the_training_size(pipe):
+    assert tensor(pipe, height=24, width=36).shape == (1, 3, 24, 36)
+
+
+def test_a_long_prompt_names_the_words_it_loses(pipe):
+    with pytest.warns(UserWarning, match="longer than 77 tokens; left out: house, night"):
+        tensor(pipe, "red " * 75 + "house, night")
+
+
+def test_an_empty_prompt_is_allowed(pipe):
+    assert tensor(pipe, "").shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"steps": 0}, "steps is 0"), ({"steps": -3}, "steps is -3"), ({"steps": 1001}, "steps is 1001"),
+    ({"steps": 2.5}, "steps is 2.5"), ({"seed": -1}, "seed is -1"), ({"num_images": 0}, "num_images is 0"),
+    ({"guidance_scale": math.nan}, "guidance_scale is nan"), ({"guidance_scale": math.inf}, "guidance_scale is inf"),
+    ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5"), ({"eta": -0.1}, "eta is -0.1"),
+    ({"strength": 1.01}, "strength is 1.01"), ({"output": "jpeg"}, "output is 'jpeg'"),
+    ({"clip_skip": -1}, "clip_skip is -1"), ({"clip_skip": 7}, "clip_skip"),
+    ({"sampler": (samplers.ddim, 5)}, "sampler is"), ({"sampler": "magic"}, "unknown sampler 'magic'; there are ddim"),
+    ({"height": 30}, "height is 30; it must be a positive multiple of 4"), ({"width": -4}, "width is -4"),
+    ({"eta": 0.5, "sampler": "euler"}, "eta belongs to ddim"),
+    ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents have the shape \(1, 4, 4, 4\)"),
+    ({"negative_prompt": ["a", "b"]}, "1 prompts, but 2 negative"),
+    ({"prompt_embeds": (torch.zeros(1, 77, 24), None)}, "either a prompt or prompt_embeds"),
+    ({"negative_prompt_embeds": (torch.zeros(1, 77, 5), None)}, r"prompt_embeds are \(1, 77, 5\)"),
+    ({"image": torch.zeros(3, 32, 32), "strength": 0.1}, "leaves no step"),
+    ({"image": torch.full((3, 32, 32), 2.0)}, "from 2 to 2"), ({"image": torch.zeros(1, 32, 32)}, "an image tensor is"),
+    ({"image": "house.png"}, "an image is a PIL picture"), ({"image": []}, "no image"),
+    ({"image": torch.zeros(3, 3, 2)}, "height is 0"),
+    ({"image": torch.zeros(2, 3, 32, 32)}, "1 prompts, but 2 images"),
+    ({"guidance_scale": 1e38}, "NaN or infinite")])
+def test_a_setting_that_cannot_be_is_named(pipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        tensor(pipe, **settings)
+
+
+@pytest.mark.parametrize("prompt", [[], None, [3], 7])
+def test_a_prompt_is_text(pipe, prompt):
+    with pytest.raises(ValueError, match="prompt"):
+        tensor(pipe, prompt)
+
+
+def test_an_unknown_setting_is_named():
+    with pytest.raises(TypeError, match="cfg_scale"):
+        Settings(cfg_scale=3)
+
+
+def test_save_and_load_give_the_same_picture(pipe, folder):
+    again = StableDiffusion.from_pretrained(folder, device="cpu")
+    assert again.size == 32 and again.kind == "eps"
+    assert tensor(again).equal(tensor(pipe))
+
+
+def test_half_precision_draws_about_the_same_picture(pipe, folder):
+    half = StableDiffusion.from_pretrained(folder, device="cpu", dtype=torch.bfloat16)
+    assert {p.dtype for net in (half.text, half.unet, half.vae) for p in net.parameters()} == {torch.bfloat16}
+    assert (tensor(half) - tensor(pipe)).abs().mean() < 0.05
+
+
+def test_in_float16_the_vae_stays_float32(folder):
+    half = StableDiffusion.from_pretrained(folder, device="cpu", dtype=torch.float16)
+    assert half.unet.conv_in.weight.dtype == torch.float16
+    assert {p.dtype for p in half.vae.parameters()} == {torch.float32}
+
+
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model folder .*nowhere; give one, or mini-sd"):
+        StableDiffusion.from_pretrained(tmp_path / "nowhere")
+
+
+def test_another_kind_of_model_is_named(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match="is a FluxPipeline; supported is StableDiffusionPipeline"):
+        StableDiffusion.from_pretrained(tmp_path)
+
+
+def test_an_unsupported_scheduler_is_named_and_another_can_be_asked_for(folder, tmp_path):
+    pipe = StableDiffusion.from_pretrained(folder, device="cpu")
+    pipe.scheduler["_class_name"] = "MagicScheduler"
+    with pytest.raises(ValueError, match="MagicScheduler"):
+        tensor(pipe)
+    assert tensor(pipe, sampler="ddim").shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 64)])
+def test_a_preview_has_the_pictures_size(pipe, size):
+    z = torch.zeros(2, 4, *size)
+    assert [image.size for image in pipe.preview(z)] == [(4 * size[1], 4 * size[0])] * 2

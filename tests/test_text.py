@@ -1,0 +1,91 @@
+"""Prompts to tokens and embeddings."""
+
+import json
+
+import pytest
+import torch
+
+from minidiff.text import load_tokenizer, lost_words, tokenize, train_tokenizer
+from tests import tiny
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words")
+    train_tokenizer(tiny.CAPTIONS, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder)
+
+
+def test_the_vocabulary_has_clips_layout(folder):
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    words = list(vocab)
+    assert list(vocab.values()) == list(range(512 + len(merges) + 2))
+    assert words[:3] == ["!", '"', "#"] and words[256:259] == ["!</w>", '"</w>', "#</w>"]
+    assert words[512:-2] == [merge.replace(" ", "") for merge in merges]
+    assert words[-2:] == ["<|startoftext|>", "<|endoftext|>"]
+
+
+def test_training_is_reproducible_and_stops_at_merges(folder, tmp_path):
+    train_tokenizer(tiny.CAPTIONS, tmp_path / "again")
+    assert (tmp_path / "again" / "vocab.json").read_bytes() == (folder / "vocab.json").read_bytes()
+    train_tokenizer(tiny.CAPTIONS, tmp_path / "few", merges=20)
+    assert load_tokenizer(tmp_path / "few").get_vocab_size() == 512 + 20 + 2
+
+
+def test_frequent_words_become_one_token(tokenizer):
+    assert tokenizer.encode("large red house").tokens[1:4] == ["large</w>", "red</w>", "house</w>"]
+
+
+def test_a_prompt_starts_ends_and_is_padded_to_77(tokenizer):
+    ids = tokenize(tokenizer, ["", "a red house", "red " * 200])
+    start, end = (tokenizer.token_to_id(token) for token in ("<|startoftext|>", "<|endoftext|>"))
+    assert ids.shape == (3, 77) and ids.dtype == torch.int64
+    assert (ids[:, 0] == start).all() and (ids[:, -1] == end).all()
+    assert (ids[0, 1:] == end).all() and (ids[2, 1:-1] == ids[2, 1]).all()
+
+
+@pytest.mark.parametrize(("prompt", "lost"), [
+    ("", ""), ("red " * 75, ""), ("red " * 75 + "house, night", "house, night"),
+    ("red " * 74 + "xyzzy house", "xyzzy house"), ("red " * 74 + "house, night", ", night")])
+def test_lost_words_start_at_the_first_word_that_is_not_whole(tokenizer, prompt, lost):
+    assert lost_words(tokenizer, prompt) == lost
+
+
+def test_any_unicode_is_tokenized(tokenizer):
+    assert (tokenize(tokenizer, ["日本語 🙂 \x00 é"])[0] < tokenizer.get_vocab_size()).all()
+
+
+def test_case_and_white_space_do_not_matter(tokenizer):
+    a, b = tokenize(tokenizer, ["A  Red\n\tHOUSE ", "a red house"])
+    assert a.equal(b)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither vocab.json and merges.txt nor tokenizer.json in"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("vocab.json", "{"), ("vocab.json", '{"a": "b"}'), ("vocab.json", '{"a": 0}'), ("merges.txt", "one two three\n"),
+    ("merges.txt", "zz qq\n")])
+def test_a_garbled_tokenizer_is_named(folder, tmp_path, name, content):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="garbled|lacks"):
+        load_tokenizer(tmp_path)
+
+
+def test_text_skips_layers_and_checks_its_vocabulary(tmp_path):
+    text = tiny.pipeline(tmp_path).text
+    context, vec = text(["a red house", ""])
+    assert context.shape == (2, 77, 24) and vec is None
+    assert not torch.allclose(context, text(["a red house", ""], clip_skip=1)[0])
