@@ -45,7 +45,7 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
     from minidiff.io.images import image_format, open_image, save_image, to_pil, to_unit
     from minidiff.pipeline import StableDiffusion
     from minidiff.settings import Settings
-    from minidiff.teach.film import check_suffix, frame
+    from minidiff.teach.film import check_suffix, frame, thin
     from minidiff.teach.film import film as write_film
 
     settings = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "strength": strength,
@@ -67,13 +67,14 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
         _warn_unknown(prompt)
 
     images, frames = [], []
-    firsts = range(0, num_images, BATCH)
-    with _progress(steps * len(firsts), "drawing", "step") as bar:
+    firsts, taken = range(0, num_images, BATCH), steps if init_image is None else int(steps * strength)
+    moments = thin(range(taken + 1)) if film is not None else []
+    with _progress(taken * len(firsts), "drawing", "step") as bar:
         for first in firsts:
             n = min(BATCH, num_images - first)
             for i, step in enumerate(pipe.stream(prompt, seed=seed + first, num_images=n, **settings)):
                 bar.update(i > 0)
-                if film is not None and first == 0:
+                if first == 0 and i in moments:
                     frames.append(frame(pipe, step))
             images += to_pil(to_unit(pipe.decode(step.x)))
     written = []

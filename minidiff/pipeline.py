@@ -20,7 +20,7 @@ from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
 from minidiff.samplers import Step
 from minidiff.schedule import Discrete
-from minidiff.settings import CLASSES, Settings
+from minidiff.settings import Settings
 from minidiff.text import Text, lost_words, save_tokenizer
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from minidiff.settings import Picture
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
+CLASSES = {name: theirs for theirs, name in samplers.NAMES.items()}  # sampler -> diffusers' class
 FULL_PREVIEW = 128 * 128  # pixels up to which a preview is a true decode
 
 

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
     Picture = Image.Image | Tensor | list[Image.Image]
 
-CLASSES = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "euler": "EulerDiscreteScheduler",
-           "euler_ancestral": "EulerAncestralDiscreteScheduler", "heun": "HeunDiscreteScheduler",
-           "lms": "LMSDiscreteScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler"}  # sampler -> diffusers' class
 OUTPUTS = ("pil", "tensor", "latent")
 
 

@@ -129,12 +129,15 @@ def train_tokenizer(captions: Iterable[str], folder: str | Path, merges: int = 5
     """
     from tokenizers.trainers import BpeTrainer
 
-    learner = _tokenizer({}, [])
-    trainer = BpeTrainer(vocab_size=2 * 256 + merges, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(captions, trainer)
-    learned = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][:merges]
     symbols = _byte_symbols()
-    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, learned), BOS, EOS]
+    symbols += [symbol + "</w>" for symbol in symbols]
+    # as special tokens the symbols have fixed ids, by which the trainer decides between equally frequent pairs
+    trainer = BpeTrainer(vocab_size=len(symbols) + merges, special_tokens=symbols, end_of_word_suffix="</w>",
+                         show_progress=False)
+    learner = _tokenizer({}, [])
+    learner.train_from_iterator(captions, trainer)
+    learned = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    words = [*symbols, *map("".join, learned), BOS, EOS]
     save_tokenizer(_tokenizer({word: i for i, word in enumerate(words)}, learned), folder)
 
 

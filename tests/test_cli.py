@@ -12,8 +12,7 @@ from PIL import Image, ImageChops
 from minidiff import cli, samplers
 from minidiff.data import scenes
 from minidiff.io.weights import load_state, save_state
-from minidiff.pipeline import StableDiffusion
-from minidiff.settings import CLASSES
+from minidiff.pipeline import CLASSES, StableDiffusion
 from tests import tiny
 
 pytestmark = pytest.mark.quick

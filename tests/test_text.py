@@ -34,8 +34,9 @@ def test_the_vocabulary_has_clips_layout(folder):
 
 
 def test_training_is_reproducible_and_stops_at_merges(folder, tmp_path):
-    train_tokenizer(tiny.CAPTIONS, tmp_path / "again")
-    assert (tmp_path / "again" / "vocab.json").read_bytes() == (folder / "vocab.json").read_bytes()
+    for i in range(3):
+        train_tokenizer(tiny.CAPTIONS, tmp_path / "again")
+        assert (tmp_path / "again" / "vocab.json").read_bytes() == (folder / "vocab.json").read_bytes()
     train_tokenizer(tiny.CAPTIONS, tmp_path / "few", merges=20)
     assert load_tokenizer(tmp_path / "few").get_vocab_size() == 512 + 20 + 2
 
@@ -54,7 +55,7 @@ def test_a_prompt_starts_ends_and_is_padded_to_77(tokenizer):
 
 @pytest.mark.parametrize(("prompt", "lost"), [
     ("", ""), ("red " * 75, ""), ("red " * 75 + "house, night", "house, night"),
-    ("red " * 74 + "xyzzy house", "xyzzy house"), ("red " * 74 + "house, night", ", night")])
+    ("red " * 74 + "xyzzy house", "xyzzy house"), ("red " * 74 + "house, night", "house, night")])
 def test_lost_words_start_at_the_first_word_that_is_not_whole(tokenizer, prompt, lost):
     assert lost_words(tokenizer, prompt) == lost
 

@@ -240,10 +240,28 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context or ch, ch, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(ch, ch)])                 # a list only for its name, to_out.0
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = (split_heads(y, self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+    def forward(self, x: Tensor, context: "Tensor | Kept | None" = None) -> Tensor:
+        q = split_heads(self.to_q(x), self.heads)
+        k, v = context[self] if isinstance(context, Kept) else self.keys_values(x if context is None else context)
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What x attends to: keys and values (B, heads, N, C/heads)."""
+        return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
+
+
+class Kept(dict):
+    """A context whose keys and values each attention computes only once: for sampling, where the prompt stays.
+
+    It stands for the context tensor (B, N, D) as long as the network's weights do not change.
+    """
+
+    def __init__(self, context: Tensor):
+        self.context = context
+
+    def __missing__(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        self[attention] = pair = attention.keys_values(self.context)
+        return pair
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -299,7 +317,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(ch)
         self.cross = bool(context)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         if self.cross:
             x = x + self.attn2(self.norm2(x), context)
@@ -321,7 +339,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(ch, heads, context) for _ in range(layers))
         self.proj_out = nn.Linear(ch, ch) if linear else nn.Conv2d(ch, ch, 1)
 
-    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
         y = self.norm(x).flatten(2).transpose(1, 2)                      # (B, HW, C)
         y = F.linear(y, self.proj_in.weight.flatten(1), self.proj_in.bias)
         for block in self.transformer_blocks:

@@ -1,13 +1,14 @@
 """The U-Net of Stable Diffusion (Rombach et al., 2112.10752; SDXL: 2307.01952), diffusers' UNet2DConditionModel."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Config, Downsample, Embedding, Net, ResBlock, SpatialTransformer, Upsample, silu, sinusoid
+from .layers import Config, Downsample, Embedding, Kept, Net, ResBlock, SpatialTransformer, Upsample, silu, sinusoid
 
 CROSS = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D"}
 PLAIN = {"DownBlock2D", "UpBlock2D"}
@@ -173,14 +174,14 @@ class UNet(Net):
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, first, c.norm_eps)
         self.conv_out = nn.Conv2d(first, c.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None, vec: Tensor | None = None,
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | Kept | None = None, vec: Tensor | None = None,
                 w: Tensor | float | None = None, residuals: tuple[Tensor, ...] | None = None) -> Tensor:
         """The raw prediction.
 
         Args:
             x: (B, in_channels, H, W) noisy latent (in the net's own coordinates), any H and W.
             t: (B,) or one number, 0 … T−1, fractions allowed.
-            context: (B, N, D) prompt embedding.
+            context: (B, N, D) prompt embedding; `Kept(context)` where it stays the same.
             vec: (B, V) for SDXL, see `micro_conditioning`; (B,) class numbers with `num_class_embeds`; else unused.
             w: guidance weight, (B,) or one number, `guidance_scale − 1`, for latent consistency models.
             residuals: ControlNet's, one for every map kept, in order, and one for the middle.
@@ -205,13 +206,13 @@ class UNet(Net):
         return self.conv_out(silu(self.conv_norm_out(x)))
 
     def embed(self, x: Tensor, t: Tensor | float, vec: Tensor | None = None, w: Tensor | float | None = None) -> Tensor:
-        """The vector (B, 4·C0) that tells all residual blocks the time, SDXL's sizes or the class, and LCM's w."""
+        """The vector (B or 1, 4·C0) that tells all residual blocks the time, SDXL's sizes or the class, and LCM's w."""
         c = self.config
         dtype = self.conv_in.weight.dtype
         cond = None
         if c.time_cond_proj_dim and w is not None:                       # LCM, 2310.04378: w in thousandths
-            cond = sinusoid(1000.0 * _batch(w, x), c.time_cond_proj_dim, flip=False, shift=1).to(dtype)
-        time = sinusoid(_batch(t, x), c.block_out_channels[0], flip=c.flip_sin_to_cos, shift=c.freq_shift)
+            cond = sinusoid(1000.0 * _numbers(w, x), c.time_cond_proj_dim, flip=False, shift=1).to(dtype)
+        time = sinusoid(_numbers(t, x), c.block_out_channels[0], flip=c.flip_sin_to_cos, shift=c.freq_shift)
         emb = self.time_embedding(time.to(dtype), cond)
         if c.num_class_embeds:
             emb = emb + self.class_embedding(vec)
@@ -231,7 +232,7 @@ class Block(nn.Module):
         self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
         self.downsamplers = self.upsamplers = ()
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> list[Tensor]:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | Kept | None) -> list[Tensor]:
         """Down: all maps, the last one being the result."""
         maps = []
         for j, resnet in enumerate(self.resnets):
@@ -243,7 +244,7 @@ class Block(nn.Module):
             maps.append(down(x))
         return maps
 
-    def up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:
+    def up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | Kept | None) -> Tensor:
         """Up: each residual block takes the last map kept off `skips`."""
         for j, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), emb)
@@ -274,6 +275,26 @@ def micro_conditioning(pooled: Tensor, sizes: Tensor, dim: int = 256) -> Tensor:
     return torch.cat([pooled, flat.to(pooled.dtype)], dim=-1)
 
 
-def _batch(value: Tensor | float, x: Tensor) -> Tensor:
-    """One number, or one for each of the batch, as (B,) on the device of x."""
-    return torch.as_tensor(value, device=x.device).expand(len(x))
+def keep_context(unet: UNet) -> Callable[..., Tensor]:
+    """The same network for sampling: the prompt's keys and values are kept while `context` is the same tensor.
+
+    >>> unet = UNet(UNetConfig(block_out_channels=(8,), down_block_types=("CrossAttnDownBlock2D",), heads=2,
+    ...     up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=6, norm_num_groups=4))
+    >>> x, prompt = torch.ones(1, 4, 8, 8), torch.ones(1, 3, 6)
+    >>> torch.equal(keep_context(unet)(x, 9, prompt), unet(x, 9, prompt))
+    True
+    """
+    kept = None
+
+    def net(x: Tensor, t: Tensor | float, context: Tensor, **cond) -> Tensor:
+        nonlocal kept
+        if kept is None or kept.context is not context:
+            kept = Kept(context)
+        return unet(x, t, kept, **cond)
+
+    return net
+
+
+def _numbers(value: Tensor | float, x: Tensor) -> Tensor:
+    """One number, or one for each of the batch, as (1,) or (B,) on the device of x."""
+    return torch.as_tensor(value, device=x.device).reshape(-1)

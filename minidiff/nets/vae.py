@@ -81,6 +81,11 @@ class VAE(Net):
         """Pixels per latent along a side."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position and side, f."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior q(z | image), unscaled, each (B, C, H/f, W/f).
 

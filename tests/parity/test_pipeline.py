@@ -8,8 +8,7 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minidiff.data import scenes
-from minidiff.pipeline import StableDiffusion
-from minidiff.settings import CLASSES
+from minidiff.pipeline import CLASSES, StableDiffusion
 from minidiff.text import train_tokenizer
 from tests import tiny
 

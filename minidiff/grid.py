@@ -1,0 +1,196 @@
+"""Grids: the noise levels that a sampler visits, from noise to data. What other libraries hide in schedulers is here."""
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from minidiff.schedule import SD, Discrete, Flow, Level
+
+# How each diffusers class makes its list of times: (spacing where the config has none, coordinates)
+CLASSES = {
+    "DDIMScheduler": ("leading", "VP"), "DDPMScheduler": ("leading", "VP"),
+    "EulerDiscreteScheduler": ("linspace", "VE"), "EulerAncestralDiscreteScheduler": ("linspace", "VE"),
+    "LMSDiscreteScheduler": ("linspace", "VE"), "HeunDiscreteScheduler": ("linspace", "VE"),
+    "DPMSolverMultistepScheduler": ("linspace", "VP"),
+}
+REFUSED = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
+             "set_alpha_to_one": False, "clip_sample": False}  # the explicit keys of SD 1.x's scheduler_config.json
+PRESETS = {
+    "sd-ddim": {"_class_name": "DDIMScheduler"},
+    "sd-ddpm": {"_class_name": "DDPMScheduler"},
+    "sd-euler": {"_class_name": "EulerDiscreteScheduler"},
+    "sd-euler-karras": {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
+    "sd-heun": {"_class_name": "HeunDiscreteScheduler"},
+    "sd-lms": {"_class_name": "LMSDiscreteScheduler"},
+    "sd-dpmpp": {"_class_name": "DPMSolverMultistepScheduler"},
+    "sd-dpmpp-karras": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+}
+
+
+class Grid(tuple):
+    """n + 1 levels from noise to data: grid[0] is where the first state stands, grid[-1] where the last one does.
+
+    Args:
+        levels: at least two `Level`s, sigma/alpha never rising.
+        from_pure_noise: the start rule. True: x = sigma·z, as if the data were 0 there. False: x = √(alpha² + sigma²)·z, the
+            full variance of x for data of unit variance.
+        n: number of steps of the whole grid; slices keep it (and the start rule).
+
+    Raises:
+        ValueError: fewer than two levels, a level that is not finite, or one noisier than the one before it.
+
+    >>> grid = preset("sd-ddim", 4)
+    >>> [level.t for level in grid], grid.n, grid[2:].n
+    ([751.0, 501.0, 251.0, 1.0, 0.0], 4, 4)
+    """
+
+    from_pure_noise: bool
+    n: int
+
+    def __new__(cls, levels: Iterable[Level], from_pure_noise: bool = False, n: int | None = None) -> Grid:
+        self = super().__new__(cls, levels)
+        if len(self) < 2:
+            raise ValueError(f"a grid needs at least 2 levels, this one has {len(self)}")
+        for now, nxt in zip(self, self[1:]):
+            if not nxt.sigma * now.alpha <= now.sigma * nxt.alpha:
+                raise ValueError(f"a grid runs from noise to data, but t = {now.t:g} is followed by t = {nxt.t:g}")
+        self.from_pure_noise, self.n = from_pure_noise, len(self) - 1 if n is None else n
+        return self
+
+    def __getitem__(self, index):
+        """A level, or for a slice a grid (a tuple, if it is too short for one)."""
+        part = super().__getitem__(index)
+        if isinstance(index, slice) and len(part) > 1 and hasattr(self, "n"):
+            return Grid(part, self.from_pure_noise, self.n)
+        return part
+
+    def start(self, z: Tensor) -> Tensor:
+        """Turn unit noise into the first state."""
+        _, alpha, sigma = self[0]
+        scale = sigma if self.from_pure_noise else math.hypot(alpha, sigma)
+        return z if scale == 1 else scale * z
+
+
+def times(spacing: str, n: int, T: int, offset: int = 0) -> list[float]:
+    """n training times from high to low: diffusers' `timestep_spacing`, before any rounding.
+
+    leading: i·(T // n) + offset; linspace: T − 1 … 0 in equal steps; trailing: T − 1 and down in steps of T/n, whole.
+
+    Raises:
+        ValueError: n is not in 1 … T, the spacing is unknown, or the offset leads beyond T − 1.
+
+    >>> times("leading", 4, 1000, 1), times("trailing", 3, 1000)
+    ([751.0, 501.0, 251.0, 1.0], [999.0, 666.0, 332.0])
+    """
+    if not 1 <= n <= T:
+        raise ValueError(f"{n} sampling steps; a schedule of {T} training steps allows 1 to {T}")
+    if spacing == "leading":
+        found = [float(i * (T // n) + offset) for i in reversed(range(n))]
+        if found[0] > T - 1:
+            raise ValueError(f"{n} steps with steps_offset {offset} would start at t = {found[0]:g}, after the last training "
+                             f"time {T - 1}; take fewer steps")
+        return found
+    if spacing == "linspace":
+        return [(T - 1) * i / (n - 1) for i in reversed(range(n))] if n > 1 else [0.0]
+    if spacing == "trailing":
+        # NOTE: diffusers' arange has an (n+1)-th entry, t = −1, for 62 values of n: test_trailing_has_exactly_n_times
+        return [float(round(T - i * T / n) - 1) for i in range(n)]
+    raise ValueError(f"timestep_spacing is {spacing!r}; supported are leading, linspace and trailing")
+
+
+def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
+    """n noise-to-signal ratios, equal steps in their rho-th root (Karras et al., arXiv 2206.00364, eq. 5).
+
+    >>> [round(u, 2) for u in karras(3, 10.0, 0.1)]
+    [10.0, 1.64, 0.1]
+    """
+    a, b = high ** (1 / rho), low ** (1 / rho)
+    return [(a + (i / (n - 1) if n > 1 else 0.0) * (b - a)) ** rho for i in range(n)]
+
+
+def preset(name: str, n: int, schedule: Discrete = SD) -> Grid:
+    """The grid that Stable Diffusion 1.x has with one of diffusers' schedulers; names: the keys of PRESETS.
+
+    >>> round(preset("sd-euler-karras", 10)[0].sigma, 4)
+    14.6146
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown grid {name!r}; there are {', '.join(PRESETS)}")
+    return from_diffusers({**SD_CONFIG, **PRESETS[name]}, n, schedule)
+
+
+def flow(n: int, shift: float = 1.0) -> Grid:
+    """Flow matching: alpha = 1 − sigma, u from 1 to 0 in n equal steps, shifted twice at its lower end as diffusers does.
+
+    Matches: FlowMatchEulerDiscreteScheduler, test_flow_grid_equals_diffusers.
+    """
+    schedule = Flow(shift)
+    last = schedule(1.0)[1]                                          # diffusers' sigma_min: the shifted 1/T
+    us = [1 + i / max(1, n - 1) * (last - 1) for i in range(n)]
+    levels = [Level(1000 * sigma, 1 - sigma, sigma) for sigma in (schedule(1000 * u)[1] for u in us)]
+    return Grid([*levels, Level(0.0, 1.0, 0.0)])
+
+
+def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
+    """The levels that diffusers visits for a `scheduler_config.json`; absent keys take the class's defaults.
+
+    Args:
+        config: `_class_name` one of CLASSES. n: steps. schedule: the table of noise levels, `Discrete.from_config(config)`.
+
+    Raises:
+        ValueError: a class or an option that is not supported, by name, or steps that do not fit.
+
+    Matches: diffusers' schedulers, tests/parity/test_samplers.py.
+    """
+    name, get = config.get("_class_name"), config.get
+    if name not in CLASSES:
+        raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(CLASSES)}")
+    for key in REFUSED:
+        if get(key):
+            raise ValueError(f"{name} with {key} is not supported")
+    if get("interpolation_type", "linear") != "linear":
+        raise ValueError(f"interpolation_type {get('interpolation_type')!r} is not supported; supported is linear")
+    spacing, coordinates = get("timestep_spacing") or CLASSES[name][0], CLASSES[name][1]
+    whole = name in ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
+    extra = name == "DPMSolverMultistepScheduler" and spacing != "trailing"  # one more time, and the last is left out
+    ts = times(spacing, n + extra, schedule.T, get("steps_offset", 0))[:n]
+    ts = [float(round(t)) for t in ts] if whole else ts
+    nsr = schedule.nsr
+    if coordinates == "VE" or name == "DPMSolverMultistepScheduler":
+        # NOTE: these classes cap an infinite sigma/alpha (zero terminal SNR) at alpha_bar = 2^-24
+        nsr = [min(u, math.sqrt(2**24 - 1)) for u in nsr] if get("rescale_betas_zero_snr") else nsr
+        us = [_interpolate(t, nsr) for t in ts]
+        if get("use_karras_sigmas"):
+            us = karras(n, nsr[-1], nsr[0]) if whole else karras(n, us[0], us[-1])
+            ts = [_inverse(u, nsr) for u in us]
+            ts = [float(round(t)) for t in ts] if whole else ts
+    else:
+        us = [nsr[int(t)] for t in ts]
+    first = {"DDIMScheduler": not get("set_alpha_to_one", True)}.get(name, get("final_sigmas_type") == "sigma_min")
+    levels = [_level(t, u, coordinates) for t, u in zip([*ts, 0.0], [*us, nsr[0] if first else 0.0])]
+    return Grid(levels, from_pure_noise=coordinates == "VE" and spacing != "leading")
+
+
+def _level(t: float, nsr: float, coordinates: str) -> Level:
+    if coordinates == "VE":
+        return Level(t, 1.0, nsr)
+    if math.isinf(nsr):
+        return Level(t, 0.0, 1.0)
+    return Level(t, 1 / math.hypot(1, nsr), nsr / math.hypot(1, nsr))
+
+
+def _interpolate(t: float, table: Sequence[float]) -> float:
+    low = min(int(t), len(table) - 2)
+    return table[low] + (t - low) * (table[low + 1] - table[low])
+
+
+def _inverse(nsr: float, table: Sequence[float]) -> float:
+    """The fractional time of a noise-to-signal ratio, linear in its logarithm."""
+    high = min(max(bisect.bisect_left(table, nsr), 1), len(table) - 1)
+    low, logs = high - 1, [math.log(table[high - 1]), math.log(table[high])]
+    return min(max(low + (math.log(nsr) - logs[0]) / (logs[1] - logs[0]), 0.0), len(table) - 1.0)

@@ -1,0 +1,104 @@
+"""What a network predicts, and what that says about the picture and the noise: the one conversion."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from minidiff.schedule import Level
+
+KINDS = ("eps", "x0", "v", "flow", "edm")
+SIGMA_DATA = 0.5  # standard deviation of the data that EDM assumes (Karras et al., arXiv 2206.00364, table 1)
+
+
+class Pred(NamedTuple):
+    """A guess of the clean picture x0 and of the noise eps in x = alpha·x0 + sigma·eps, both shaped as x."""
+
+    x0: Tensor
+    eps: Tensor
+
+
+def coefficients(kind: str, alpha: float | Tensor, sigma: float | Tensor, d: float = SIGMA_DATA) -> tuple:
+    """The row (p, q) of a prediction type: its target is p·x0 + q·eps.
+
+        eps (0, 1)     x0 (1, 0)     v (−sigma, alpha)     flow (−1, 1)     edm (sigma/d, −d·alpha)
+
+    v: Salimans & Ho, arXiv 2202.00512; edm: the F of Karras et al., arXiv 2206.00364, eq. 8, at alpha²d² + sigma² = 1.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    >>> coefficients("v", 0.8, 0.6)
+    (-0.6, 0.8)
+    """
+    if kind == "eps":
+        return 0.0, 1.0
+    if kind == "x0":
+        return 1.0, 0.0
+    if kind == "v":
+        return -sigma, alpha
+    if kind == "flow":
+        return -1.0, 1.0
+    if kind == "edm":
+        return sigma / d, -d * alpha
+    raise ValueError(f"unknown prediction kind {kind!r}; there are {', '.join(KINDS)}")
+
+
+def target(kind: str, x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+    """What a net of this kind is trained to output: p·x0 + q·eps; alpha and sigma broadcast against x0.
+
+    >>> import torch
+    >>> target("flow", torch.tensor(1.0), torch.tensor(3.0), 0.5, 0.5)
+    tensor(2.)
+    """
+    p, q = coefficients(kind, alpha, sigma)
+    return p * x0 + q * eps
+
+
+def split(kind: str, x: Tensor, out: Tensor, alpha: float, sigma: float) -> Pred:
+    """Solve out = p·x0 + q·eps together with x = alpha·x0 + sigma·eps.
+
+        x0 = (q·x − sigma·out)/det,   eps = (alpha·out − p·x)/det,   det = alpha·q − sigma·p
+
+    Args:
+        x, out: state and raw network output, the same shape.
+
+    Raises:
+        ValueError: the two equations do not determine x0 and eps (det = 0), as for eps at alpha = 0.
+
+    >>> import torch
+    >>> split("eps", torch.tensor(2.0), torch.tensor(1.0), 0.5, 1.0)
+    Pred(x0=tensor(2.), eps=tensor(1.))
+    """
+    p, q = coefficients(kind, alpha, sigma)
+    det = alpha * q - sigma * p
+    if det == 0:
+        raise ValueError(f"a {kind} prediction at alpha = {alpha:g}, sigma = {sigma:g} does not tell x0 and eps apart; "
+                         "use v-prediction at zero terminal SNR, or start from a level above it")
+    return Pred((q / det) * x - (sigma / det) * out, (alpha / det) * out - (p / det) * x)
+
+
+def denoiser(net: Callable, kind: str) -> Callable[[Tensor, Level], Pred]:
+    """Wrap a net (x, t) -> out as denoise(x, level) -> Pred, for a state in any coordinates.
+
+    The state is first moved to those in which the net was trained, (x, alpha, sigma) ← k·(x, alpha, sigma):
+    k = 1/√(alpha² + sigma²) for eps, x0, v; 1/(alpha + sigma) for flow; 1/√(alpha²d² + sigma²) for edm. x0 and eps do
+    not change. This is what other libraries call scale_model_input and c_in.
+
+    >>> import torch
+    >>> denoise = denoiser(lambda x, t: torch.zeros_like(x), "eps")      # sees no noise at all
+    >>> denoise(torch.tensor([10.0]), Level(999.0, 1.0, 5.0)).x0
+    tensor([10.])
+    """
+    coefficients(kind, 1.0, 1.0)
+
+    def denoise(x: Tensor, level: Level) -> Pred:
+        t, alpha, sigma = level
+        k = 1 / (alpha + sigma if kind == "flow" else math.hypot(alpha * (SIGMA_DATA if kind == "edm" else 1), sigma))
+        if abs(k - 1) > 1e-6:
+            x, alpha, sigma = k * x, k * alpha, k * sigma
+        return split(kind, x, net(x, t), alpha, sigma)
+
+    return denoise

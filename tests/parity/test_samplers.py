@@ -1,0 +1,176 @@
+"""Every sampler on its grid equals diffusers' scheduler, on a fixed nonlinear toy net: no weights, no download."""
+import diffusers
+import pytest
+import torch
+
+from minidiff import grid, samplers
+from minidiff.prediction import denoiser
+from minidiff.schedule import SD, Discrete
+
+BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+KINDS = {"eps": "epsilon", "v": "v_prediction"}
+Z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+CASES = [
+    ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+    ("DDIMScheduler", {"clip_sample": False}),
+    ("DDPMScheduler", {"clip_sample": False}),
+    ("DDPMScheduler", {"clip_sample": False, "timestep_spacing": "linspace"}),
+    ("DDPMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    ("EulerDiscreteScheduler", {}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("EulerDiscreteScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("EulerAncestralDiscreteScheduler", {}),
+    ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("HeunDiscreteScheduler", {}),
+    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("HeunDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("LMSDiscreteScheduler", {}),
+    ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
+    ("LMSDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("DPMSolverMultistepScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "final_sigmas_type": "sigma_min"}),
+    ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    ("DPMSolverMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
+]
+
+
+def net(x, t):
+    """Nonlinear in x, mixes neighbours, depends on t."""
+    t = float(t)
+    return torch.tanh(0.7 * x.roll(1, -1) + 0.3 * x.roll(1, -2)) * (0.6 + 0.4 * t / 1000) + 0.15 * x
+
+
+def theirs(name, config, n, eta=0.0, seed=1):
+    """All states of diffusers' own loop."""
+    scheduler = getattr(diffusers, name).from_config({**BASE, **config})
+    scheduler.set_timesteps(n)
+    x, xs = Z * scheduler.init_noise_sigma, []
+    options = {"generator": torch.Generator().manual_seed(seed)} if "DDPM" in name or "Ancestral" in name else {}
+    options |= {"eta": eta, "generator": torch.Generator().manual_seed(seed)} if eta else {}
+    for t in scheduler.timesteps:
+        out = net(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(out, t, x, **options).prev_sample
+        xs.append(x)
+    return xs
+
+
+def ours(name, config, n, kind, seed=1, **options):
+    config = {**BASE, **config, "_class_name": name}
+    schedule = Discrete.from_config(config)
+    sampler, found = samplers.from_config(config)
+    levels = grid.from_diffusers(config, n, schedule)
+    generator = torch.Generator().manual_seed(seed)
+    if sampler in (samplers.ddpm, samplers.euler_ancestral) or options:
+        options["noise"] = lambda like: torch.randn(like.shape, generator=generator)
+    steps = sampler(denoiser(net, kind), levels.start(Z), levels, **found, **options)
+    return [step.x for step in steps][1:]
+
+
+def assert_same(mine, reference, tolerance=1e-5):
+    assert (mine - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+@pytest.mark.parametrize("n", [1, 4, 10, 20, 50])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name, config", CASES)
+def test_sampler_equals_diffusers(name, config, kind, n):
+    if name == "DPMSolverMultistepScheduler" and n == 1 and config.get("use_karras_sigmas"):
+        pytest.skip("diffusers divides by zero here: one Karras level")
+    if n == 1 and "linspace" in (config.get("timestep_spacing", ""), "") and name != "DPMSolverMultistepScheduler":
+        config = {**config, "timestep_spacing": config.get("timestep_spacing", "leading")}
+    config = {**config, "prediction_type": KINDS[kind]}
+    mine, reference = ours(name, config, n, kind), theirs(name, config, n)
+    assert_same(mine[-1], reference[-1])
+    if "Heun" not in name:
+        assert len(mine) == len(reference) == n
+        for x, y in zip(mine, reference):
+            assert_same(x, y)
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 1.0])
+def test_ddim_with_eta_equals_diffusers(eta):
+    config = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    assert_same(ours("DDIMScheduler", config, 20, "eps", eta=eta)[-1], theirs("DDIMScheduler", config, 20, eta=eta)[-1])
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_zero_terminal_snr_with_v_equals_diffusers(name):
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction",
+              "clip_sample": False}
+    assert_same(ours(name, config, 20, "v")[-1], theirs(name, config, 20)[-1])
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("n", [4, 20])
+def test_flow_grid_equals_diffusers(n, shift):
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(n)
+    x = Z
+    for t in scheduler.timesteps:
+        x = scheduler.step(net(x, t), t, x).prev_sample
+    levels = grid.flow(n, shift)
+    *_, last = samplers.euler(denoiser(net, "flow"), levels.start(Z), levels)
+    assert_same(last.x, x)
+
+
+# facts in minidiff.grid and minidiff.samplers marked NOTE: where diffusers contradicts itself, we follow the mathematics
+
+def test_trailing_has_exactly_n_times():
+    scheduler = diffusers.DDIMScheduler(**BASE, timestep_spacing="trailing")
+    scheduler.set_timesteps(61)
+    assert len(scheduler.timesteps) == 62 and scheduler.timesteps[-1] == -1
+    assert [len(grid.times("trailing", n, 1000)) for n in range(1, 1001)] == list(range(1, 1001))
+    assert all(min(grid.times("trailing", n, 1000)) >= 0 for n in range(1, 1001))
+
+
+def test_ddim_steps_land_where_the_next_one_starts():
+    """diffusers' DDIM jumps to t − T//n, not to the next entry of its list: linspace, n = 50."""
+    config = {"clip_sample": False, "timestep_spacing": "linspace"}
+    scheduler = diffusers.DDIMScheduler(**BASE, **config)
+    scheduler.set_timesteps(50)
+    t = scheduler.timesteps
+    assert int((t[:-1] - 1000 // 50 != t[1:]).sum()) == 19
+    # with the exact denoiser of one point, every step that knows where it stands keeps x on the line alpha·x0 + sigma·eps
+    levels = grid.from_diffusers({**BASE, **config, "_class_name": "DDIMScheduler"}, 50, SD)
+    assert [level.t for level in levels[:-1]] == t.tolist()
+    x, eps = 3.0, Z
+    for step in samplers.ddim(lambda x, level: (torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma),
+                              levels[0].alpha * x + levels[0].sigma * eps, levels):
+        torch.testing.assert_close(step.x, step.level.alpha * 3.0 + step.level.sigma * eps)
+    assert (theirs("DDIMScheduler", config, 50)[-1] - ours("DDIMScheduler", config, 50, "eps")[-1]).abs().max() > 1e-3
+
+
+def test_clip_rederives_eps():
+    """diffusers' DDIM clips x0 but keeps the eps of the unclipped x0; with use_clipped_model_output it does as we do."""
+    from minidiff import guidance
+
+    scheduler = diffusers.DDIMScheduler(**BASE, clip_sample=True, set_alpha_to_one=False, steps_offset=1)
+    results = []
+    for use in (False, True):
+        scheduler.set_timesteps(10)
+        x = Z
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t), t, x, use_clipped_model_output=use).prev_sample
+        results.append(x)
+    levels = grid.preset("sd-ddim", 10)
+    *_, last = samplers.ddim(guidance.clip(denoiser(net, "eps")), Z, levels)
+    assert_same(last.x, results[1])
+    assert (last.x - results[0]).abs().max() > 1e-2
+
+
+def test_a_slice_starts_lms_with_one_derivative():
+    """diffusers cuts the list of times for img2img but not the order: its first step there has fourth-order weights."""
+    levels = grid.preset("sd-lms", 20)[8:]
+    x = levels[0].sigma * Z
+    states = [step.x for step in samplers.lms(denoiser(net, "eps"), x, levels)]
+    *_, one = samplers.euler(denoiser(net, "eps"), x, levels[:2])
+    assert torch.equal(states[1], one.x) or (states[1] - one.x).abs().max() < 1e-5
+    scheduler = diffusers.LMSDiscreteScheduler(**BASE)
+    scheduler.set_timesteps(20)
+    scheduler.set_begin_index(8)
+    t = scheduler.timesteps[8]
+    wrong = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+    assert (wrong - states[1]).abs().max() > 1e-2 * states[1].abs().max()

@@ -1,0 +1,220 @@
+"""The scenes: what is drawn, what is said about it, and that neither ever changes under the shipped weights."""
+
+import hashlib
+import random
+import re
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from minidiff.data import scenes
+from minidiff.data.scenes import ATTRIBUTES, HELD_OUT, Scene
+
+pytestmark = pytest.mark.quick
+
+MANY = [scenes.sample(random.Random(i), held_out=None, second=0.2) for i in range(4000)]
+WORDINGS = [(scene, scenes.caption(scene, random.Random(f"say {i}"))) for i, scene in enumerate(MANY)]
+TABLES = {"time": scenes.TIME_WORDS, "sky": scenes.SKY_WORDS, "ground": scenes.GROUND_WORDS,
+          "size": scenes.SIZE_WORDS, "place": scenes.PLACE_WORDS}
+
+
+def one(**values) -> Scene:
+    return Scene("day", "clear", "grass", "house", "red", "large", "centre")._replace(**values)
+
+
+def pixels(scene: Scene, size: int = 32, rng: random.Random | None = None) -> np.ndarray:
+    return np.asarray(scenes.draw(scene, size, rng)[0]).astype(int)
+
+
+def named(scene: Scene, text: str) -> set[str]:
+    """The attributes whose value the text says, in any of its wordings."""
+    said = {name for name, table in TABLES.items()
+            if any(re.search(rf"\b{phrase}\b", text) for phrase in table[getattr(scene, name)])}
+    return said | {name for name in ("color", "object") if re.search(rf"\b{getattr(scene, name)}\b", text)}
+
+
+def test_picture_i_depends_only_on_seed_and_i():
+    pictures, drawn = scenes.render(7, 16, seed=5, second=0.5)
+    later, same = scenes.render(4, 16, seed=5, second=0.5, first=3)
+    assert torch.equal(later, pictures[3:]) and same == drawn[3:]
+    assert pictures.dtype == torch.uint8 and pictures.shape == (7, 3, 16, 16)
+    other, _ = scenes.render(7, 16, seed=6, second=0.5)
+    assert all((other[i] != pictures[i]).any() for i in range(7))
+
+
+def test_scenes_and_captions_are_those_of_the_shipped_weights():
+    said = [scenes.caption(scene, random.Random(f"0 {i} 0")) for i, scene in enumerate(scenes.render(200, 8)[1])]
+    assert hashlib.sha256("\n".join(said).encode()).hexdigest()[:16] == "9977f44691afab96"
+
+
+def test_pictures_are_those_of_the_shipped_weights():
+    pictures = scenes.render(64, 32)[0].float()
+    found = pictures.view(4, 16, 3, -1).mean((1, 3)).flatten()
+    expected = torch.tensor([118.8, 127.9, 146.7, 138.0, 133.8, 132.0, 141.5, 124.8, 129.1, 115.7, 124.7, 135.1])
+    torch.testing.assert_close(found, expected, atol=0.5, rtol=0)  # of 255: room for other versions of Pillow
+    assert round(pictures.std().item()) == 71
+
+
+def test_held_out_pairs_are_spread():
+    colors, objects = zip(*HELD_OUT)
+    assert len(HELD_OUT) == 6 == len(set(colors)) and set(objects) == set(ATTRIBUTES["object"])
+
+
+@pytest.mark.parametrize("held_out, expected", [
+    (False, set(product(ATTRIBUTES["color"], ATTRIBUTES["object"])) - HELD_OUT), (True, HELD_OUT),
+    (None, set(product(ATTRIBUTES["color"], ATTRIBUTES["object"])))])
+def test_held_out_says_which_pairs_are_sampled(held_out, expected):
+    drawn = [scenes.sample(random.Random(i), held_out=held_out, second=0.5) for i in range(1500)]
+    assert {(scene.color, scene.object) for scene in drawn} == expected
+    assert {scene.second[:2] for scene in drawn if scene.second} == expected
+
+
+def test_render_never_shows_a_held_out_pair_unless_asked():
+    _, drawn = scenes.render(400, 4)
+    pairs = {(s.color, s.object) for s in drawn} | {s.second[:2] for s in drawn if s.second}
+    assert not pairs & HELD_OUT
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_every_value_occurs_equally_often(name):
+    seen = Counter(getattr(scene, name) for scene in MANY if not scene.second)
+    share = sum(seen.values()) / len(ATTRIBUTES[name])
+    assert set(seen) == set(ATTRIBUTES[name]) and all(abs(count / share - 1) < 0.25 for count in seen.values())
+
+
+def test_second_is_the_share_of_two_objects():
+    assert abs(sum(scene.second is not None for scene in MANY) / len(MANY) - 0.2) < 0.03
+    assert all(scene.place == "left" for scene in MANY if scene.second)
+
+
+def test_labels_are_indices_into_attributes():
+    for scene in MANY[:100]:
+        found = scenes.labels(scene)
+        assert list(found) == list(ATTRIBUTES)
+        assert all(ATTRIBUTES[name][index] == getattr(scene, name) for name, index in found.items())
+
+
+def test_canonical_captions_name_all_seven_and_differ_for_all_17280_scenes():
+    every = [Scene(*values) for values in product(*ATTRIBUTES.values())]
+    assert len({scenes.caption(scene) for scene in every}) == len(every) == 17_280
+    assert all(named(scene, scenes.caption(scene)) == set(ATTRIBUTES) for scene in every[::37])
+    assert scenes.caption(one()) == "a large red house in the centre, grass, day, clear sky"
+
+
+def test_canonical_caption_of_two_objects_keeps_colors_with_their_objects():
+    scene = one(place="left", color="orange", second=("blue", "tree", "small"))
+    assert scenes.caption(scene) == "a large orange house and a small blue tree, grass, day, clear sky"
+
+
+def test_two_thirds_of_the_wordings_name_everything_and_some_are_very_short():
+    counts = Counter(len(named(scene, text)) for scene, text in WORDINGS if not scene.second)
+    n = counts.total()
+    assert 0.6 < counts[7] / n < 0.75 and 0.08 < counts[2] / n < 0.16
+    assert min(counts) == 2 and all(counts[k] for k in range(2, 8))  # colour and object are always said
+
+
+def test_wordings_vary_and_never_contradict_the_scene():
+    assert len({scenes.caption(MANY[0], random.Random(i)) for i in range(100)}) > 50
+    for scene, text in WORDINGS:
+        shown = {scene.object} | ({scene.second[1]} if scene.second else set())
+        assert {name for name in ATTRIBUTES["object"] if name in text} == shown
+        assert not re.search(r"\ba orange|\ban [^o]|  |^,|,$", text)
+
+
+def test_words_are_exactly_those_of_the_captions():
+    said = {word for _, text in WORDINGS for word in re.findall(r"\w+", text)}
+    said |= {word for scene in MANY for word in re.findall(r"\w+", scenes.caption(scene))}
+    assert said == scenes.words()
+    assert all(scenes.unknown_words(text) == [] for _, text in WORDINGS)
+
+
+def test_unknown_words_ignores_case_and_punctuation_and_repeats_nothing():
+    assert scenes.unknown_words("A RED house; under the 'Stars'!") == []
+    assert scenes.unknown_words("Dragon, red dragon & a castle") == ["dragon", "castle"]
+    assert scenes.unknown_words("") == []
+
+
+def test_the_same_scene_is_drawn_at_any_resolution():
+    small, large = pixels(MANY[1], 32, random.Random(4)), pixels(MANY[1], 96, random.Random(4))
+    reduced = large.reshape(32, 3, 32, 3, 3).mean((1, 3))
+    assert np.abs(reduced - small).mean() < 4
+
+
+@pytest.mark.parametrize("obj", ATTRIBUTES["object"])
+def test_masks_are_where_the_object_is(obj):
+    for i in range(6):
+        scene = one(object=obj, ground="snow", place=ATTRIBUTES["place"][i % 3])
+        (_, masks), before = scenes.draw(scene, 64, random.Random(i)), pixels(scene, 64, random.Random(i))
+        changed = (before != pixels(scene._replace(color="blue"), 64, random.Random(i))).any(-1)
+        mask = np.pad(masks["object"], 1)
+        near = np.any([np.roll(mask, shift, (0, 1)) for shift in product((-1, 0, 1), repeat=2)], 0)[1:-1, 1:-1]
+        assert not changed[~near].any()  # a pixel beside the mask may be covered by less than half
+        assert changed[masks["object"]].mean() > 0.6  # not: basket, stem, trunk, door
+        assert list(masks) == ["object"] and mask.dtype == bool
+
+
+@pytest.mark.parametrize("obj", ATTRIBUTES["object"])
+def test_most_of_an_object_has_its_color_at_any_time(obj):
+    names = ATTRIBUTES["color"]
+    for time, color, size in product(ATTRIBUTES["time"], names, ATTRIBUTES["size"]):
+        picture, masks = scenes.draw(one(object=obj, time=time, color=color, size=size, ground="sea"), 48)
+        inside = np.asarray(picture)[masks["object"]].astype(float)
+        palette = np.array([scenes.RGB[name] for name in names])
+        nearest = np.abs(inside[:, None] - palette).sum(-1).argmin(1)
+        close = np.abs(inside - palette[names.index(color)]).sum(1) < 120
+        assert close.mean() > 0.3, (time, color, size)
+        assert Counter(nearest[close].tolist()).most_common(1)[0][0] == names.index(color), (time, color, size)
+
+
+def extent(scene: Scene, i: int) -> tuple[float, float]:
+    """Height and middle of the object, as shares of the picture."""
+    rows, columns = np.nonzero(scenes.draw(scene, 64, random.Random(i))[1]["object"])
+    return (rows.max() - rows.min() + 1) / 64, (columns.max() + columns.min() + 1) / 128
+
+
+@pytest.mark.parametrize("obj", ATTRIBUTES["object"])
+def test_small_and_large_and_left_centre_right_never_overlap(obj):
+    found = {(size, place): [extent(one(object=obj, size=size, place=place), i) for i in range(12)]
+             for size, place in product(ATTRIBUTES["size"], ATTRIBUTES["place"])}
+    heights = {size: [h for key, pairs in found.items() if key[0] == size for h, _ in pairs]
+               for size in ATTRIBUTES["size"]}
+    assert max(heights["small"]) + 0.1 < min(heights["large"])
+    middles = {place: [x for key, pairs in found.items() if key[1] == place for _, x in pairs]
+               for place in ATTRIBUTES["place"]}
+    assert max(middles["left"]) + 0.08 < min(middles["centre"])
+    assert max(middles["centre"]) + 0.08 < min(middles["right"])
+
+
+@pytest.mark.parametrize("sky", ATTRIBUTES["sky"][:4])
+def test_no_object_hides_the_sky_at_32_pixels(sky):
+    for time, obj, size, place in product(*(ATTRIBUTES[name] for name in ("time", "object", "size", "place"))):
+        scene = one(time=time, object=obj, size=size, place=place)
+        seen = np.abs(pixels(scene._replace(sky=sky)) - pixels(scene)).max(-1) > 30
+        assert seen.sum() >= 12, (time, obj, size, place)
+
+
+def test_grounds_differ_at_every_time_of_day():
+    for time in ATTRIBUTES["time"]:
+        foot = [pixels(one(time=time, ground=kind, size="small"))[-4:].mean((0, 1)) for kind in ATTRIBUTES["ground"]]
+        assert all(np.abs(a - b).max() > 25 for i, a in enumerate(foot) for b in foot[:i])
+
+
+def test_two_objects_stand_left_and_right():
+    for i in range(30):
+        scene = scenes.sample(random.Random(i), second=1.0)
+        masks = scenes.draw(scene, 48, random.Random(i))[1]
+        left, right = (np.nonzero(masks[name])[1].mean() / 48 for name in ("object", "second"))
+        assert left < 0.4 and right > 0.6 and list(masks) == ["object", "second"]
+
+
+def test_contact_sheet_puts_pictures_in_rows():
+    pictures = [scenes.draw(one(color=color), 8)[0] for color in ("red", "green", "blue")]
+    sheet = scenes.contact_sheet(pictures, 2, scale=3)
+    assert sheet.size == (48, 48)
+    for picture, corner in zip(pictures, [(0, 0), (24, 0), (0, 24)]):
+        assert sheet.getpixel((corner[0] + 10, corner[1] + 16)) == picture.getpixel((3, 5))
+    assert sheet.getpixel((40, 40)) == (0, 0, 0)
+    assert scenes.contact_sheet(pictures[:1], 5).size == (8, 8)
