@@ -1,4 +1,4 @@
-"""Grids: the noise levels that a sampler visits, from noise to data. What other libraries hide in schedulers is here."""
+"""Grids: the noise levels that a sampler visits, from noise to data. What schedulers elsewhere hide is here."""
 from __future__ import annotations
 
 import bisect
@@ -37,8 +37,8 @@ class Grid(tuple):
 
     Args:
         levels: at least two `Level`s, sigma/alpha never rising.
-        from_pure_noise: the start rule. True: x = sigma·z, as if the data were 0 there. False: x = √(alpha² + sigma²)·z, the
-            full variance of x for data of unit variance.
+        from_pure_noise: the start rule. True: x = sigma·z, as if the data were 0. False: x = √(alpha² + sigma²)·z,
+            the full variance of x for data of unit variance.
         n: number of steps of the whole grid; slices keep it (and the start rule).
 
     Raises:
@@ -92,8 +92,8 @@ def times(spacing: str, n: int, T: int, offset: int = 0) -> list[float]:
     if spacing == "leading":
         found = [float(i * (T // n) + offset) for i in reversed(range(n))]
         if found[0] > T - 1:
-            raise ValueError(f"{n} steps with steps_offset {offset} would start at t = {found[0]:g}, after the last training "
-                             f"time {T - 1}; take fewer steps")
+            raise ValueError(f"{n} steps with steps_offset {offset} would start at t = {found[0]:g}, after the last "
+                             f"training time {T - 1}; take fewer steps")
         return found
     if spacing == "linspace":
         return [(T - 1) * i / (n - 1) for i in reversed(range(n))] if n > 1 else [0.0]
@@ -125,7 +125,7 @@ def preset(name: str, n: int, schedule: Discrete = SD) -> Grid:
 
 
 def flow(n: int, shift: float = 1.0) -> Grid:
-    """Flow matching: alpha = 1 − sigma, u from 1 to 0 in n equal steps, shifted twice at its lower end as diffusers does.
+    """Flow matching: alpha = 1 − sigma, n equal steps of u from 1 down, shifted; the lower end twice, as in diffusers.
 
     Matches: FlowMatchEulerDiscreteScheduler, test_flow_grid_equals_diffusers.
     """
@@ -140,7 +140,7 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     """The levels that diffusers visits for a `scheduler_config.json`; absent keys take the class's defaults.
 
     Args:
-        config: `_class_name` one of CLASSES. n: steps. schedule: the table of noise levels, `Discrete.from_config(config)`.
+        config: `_class_name` one of CLASSES. n: steps. schedule: the noise levels, `Discrete.from_config(config)`.
 
     Raises:
         ValueError: a class or an option that is not supported, by name, or steps that do not fit.

@@ -10,8 +10,9 @@ from minidiff.prediction import Pred
 from minidiff.schedule import Level
 
 
-def cfg(net: Callable, cond: dict[str, Tensor], uncond: dict[str, Tensor], scale: float, rescale: float = 0.0) -> Callable:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, in Stable Diffusion's convention), one batch of 2B.
+def cfg(net: Callable, cond: dict[str, Tensor], uncond: dict[str, Tensor], scale: float,
+        rescale: float = 0.0) -> Callable:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, Stable Diffusion's convention), one batch of 2B.
 
         out = uncond + scale·(cond − uncond);   scale 0: unconditional, 1: conditional, above: more than the data says
 
@@ -53,7 +54,7 @@ def clip(denoise: Callable, low: float = -1.0, high: float = 1.0) -> Callable:
 
 
 def threshold(denoise: Callable, quantile: float = 0.995, largest: float = 1.0) -> Callable:
-    """Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): per picture, clamp x0 at s and divide by s.
+    """Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): clamp x0 at s, divide by s.
 
     s is that quantile of |x0|, clamped to [1, largest].
     """

@@ -54,7 +54,8 @@ def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
         yield Step(nxt, x, x0)
 
 
-def ddpm(denoise: Callable, x: Tensor, grid: Grid, *, noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
+def ddpm(denoise: Callable, x: Tensor, grid: Grid, *,
+         noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
     """Ancestral sampling (Ho et al. 2020, arXiv 2006.11239, algorithm 2, variance "fixed_small"): ddim with eta = 1.
 
     Grid: variance-preserving, down to (alpha, sigma) = (1, 0); no noise is drawn on the last step.
@@ -75,7 +76,7 @@ def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *,
                     noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
     """Euler down to a lower level, then fresh noise up to the next (k-diffusion): ddim with eta = 1.
 
-    One draw per step as in EulerAncestralDiscreteScheduler, which draws on the last step too and multiplies it by 0.
+    One draw per step but the last, where there is nothing to add. Matches: EulerAncestralDiscreteScheduler.
     """
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
 
@@ -85,7 +86,7 @@ def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
 
         x' = x + (alpha' − alpha)·mean(x0) + (sigma' − sigma)·mean(eps)
 
-    Karras et al. 2022 (arXiv 2206.00364, algorithm 1). Order 2, two network calls per step, one on a last step to sigma = 0.
+    Karras et al. 2022 (arXiv 2206.00364, algorithm 1). Order 2; two network calls per step, one on a step to sigma = 0.
     Matches: HeunDiscreteScheduler on its grid (alpha = 1); the result depends on the coordinates of the grid.
     """
     yield Step(grid[0], x, None)
@@ -113,7 +114,7 @@ def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator
     if not 1 <= order <= 4:
         raise ValueError(f"order is {order}; linear multistep takes 1 to 4")
     if grid[0].alpha == 0:
-        raise ValueError("lms works in sigma/alpha, which is infinite at alpha = 0 (zero terminal SNR); use ddim or dpmpp_2m")
+        raise ValueError("lms works in sigma/alpha, infinite at alpha = 0 (zero terminal SNR); use ddim or dpmpp_2m")
     yield Step(grid[0], x, None)
     us, past = [], []
     for now, nxt in pairwise(grid):
@@ -138,9 +139,10 @@ def lagrange_integrals(nodes: list[float], start: float, end: float) -> list[flo
 
 
 def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: bool = True) -> Iterator[Step]:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): ddim with x0 extrapolated over lam = ln(alpha/sigma).
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): ddim with x0 extrapolated over lam.
 
-        x' = (sigma'/sigma)·x + (alpha' − sigma'·alpha/sigma)·D,   D = x0 + (x0 − x0_before)·h/(2·h_before)
+        x' = (sigma'/sigma)·x + (alpha' − sigma'·alpha/sigma)·D,   D = x0 + (x0 − x0_before)·h/(2·h_before),
+        h = lam' − lam,   lam = ln(alpha/sigma)
 
     The first step and one to sigma = 0 are of order 1, with lower_order_final also the last of fewer than 15.
     Order 2, one network call per step. Matches: DPMSolverMultistepScheduler.

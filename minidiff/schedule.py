@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the picture (alpha) and of the noise (sigma) is in x = alpha·x0 + sigma·eps at time t."""
+"""Noise schedules: how much picture (alpha) and how much noise (sigma) is in x = alpha·x0 + sigma·eps at time t."""
 from __future__ import annotations
 
 import math
@@ -175,7 +175,7 @@ class Flow:
 
 @dataclass(frozen=True)
 class EDM:
-    """Variance exploding: alpha = 1, sigma = exp(4·t); the net is fed t = ln(sigma)/4 (Karras, arXiv 2206.00364, table 1).
+    """Variance exploding: alpha = 1, sigma = exp(4·t); the net is fed t = ln(sigma)/4 (arXiv 2206.00364, table 1).
 
     >>> EDM()(0.0)
     (1.0, 1.0)

@@ -84,7 +84,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     >>> load_tokenizer(weights_dir() / "mini-sd" / "tokenizer").encode("A red  house").tokens[:5]
     ['<|startoftext|>', 'a</w>', 'red</w>', 'house</w>', '<|endoftext|>']
     """
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
     from tokenizers.processors import RobertaProcessing
 
     folder = Path(folder)
@@ -104,6 +104,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")
+    # NOTE: as in transformers the padding token is split off wherever it stands: with Stable Diffusion 2 each "!" is
+    # padding in the prompt too, tests/parity/test_text.py test_stable_diffusion_2_pads_with_an_exclamation_mark
+    tokenizer.add_special_tokens([AddedToken(pad, normalized=False, special=True)])
     tokenizer.post_processor = RobertaProcessing((eos, ids[eos]), (bos, ids[bos]), False, False)
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(pad_id=ids[pad], pad_token=pad, length=LENGTH)

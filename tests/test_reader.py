@@ -47,7 +47,8 @@ def test_read_takes_object_colour_and_size_from_the_occupied_place(monkeypatch):
     obj[0, 0, 1] = 4.0                     # a distraction at the left
     color[0, 2, 7], size[0, 2, 1] = 1.0, 1.0
     scene = {name: torch.eye(5)[2:3, :len(scenes.ATTRIBUTES[name])] for name in ("time", "sky", "ground")}
-    monkeypatch.setattr(Reader, "forward", lambda self, image: Reading(scene, {"object": obj, "color": color, "size": size}))
+    reading = Reading(scene, {"object": obj, "color": color, "size": size})
+    monkeypatch.setattr(Reader, "forward", lambda self, image: reading)
     assert {k: v.item() for k, v in reader.read(torch.zeros(1)).items()} == {
         "time": 2, "sky": 2, "ground": 2, "object": 4, "color": 7, "size": 1, "place": 2}
     assert reader.things(torch.zeros(1)) == [{(7, 4)}]

@@ -52,9 +52,10 @@ def test_scenes_and_captions_are_those_of_the_shipped_weights():
 
 def test_pictures_are_those_of_the_shipped_weights():
     pictures = scenes.render(64, 32)[0].float()
-    found = pictures.view(4, 16, 3, -1).mean((1, 3)).flatten()
-    expected = torch.tensor([118.8, 127.9, 146.7, 138.0, 133.8, 132.0, 141.5, 124.8, 129.1, 115.7, 124.7, 135.1])
-    torch.testing.assert_close(found, expected, atol=0.5, rtol=0)  # of 255: room for other versions of Pillow
+    found = pictures.view(4, 16, 3, 2, 16, 32).mean((1, 4, 5))  # of 16 pictures: per colour, upper and lower half
+    expected = torch.tensor([101, 137, 114, 142, 150, 144, 135, 141, 125, 143, 151, 113, 133, 150, 115, 135,
+                             139, 119, 117, 115, 120, 130, 148, 122])
+    torch.testing.assert_close(found.flatten(), expected.float(), atol=1.5, rtol=0)  # other versions of Pillow
     assert round(pictures.std().item()) == 71
 
 

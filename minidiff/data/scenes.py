@@ -36,7 +36,7 @@ OUTLINE = 0.55  # brightness of an object's edge
 
 
 class Scene(NamedTuple):
-    """What a picture shows. `second`: (colour, object, size) of an object at the right; then the first is at the left."""
+    """What a picture shows. `second`: (colour, object, size) of a thing at the right; then the first is at the left."""
 
     time: str
     sky: str
@@ -63,7 +63,8 @@ def sample(rng: random.Random, *, held_out: bool | None = False, second: float =
             if held_out is None or found not in HELD_OUT:
                 return found
 
-    time, sky, ground, size, place = (rng.choice(ATTRIBUTES[name]) for name in ("time", "sky", "ground", "size", "place"))
+    names = ("time", "sky", "ground", "size", "place")
+    time, sky, ground, size, place = (rng.choice(ATTRIBUTES[name]) for name in names)
     color, obj = pair()
     if rng.random() >= second:
         return Scene(time, sky, ground, obj, color, size, place)
@@ -218,7 +219,8 @@ def _sky(c: Canvas, scene: Scene, middles: list[float], u) -> None:
                     (x, y + 2 * r), (x - 0.6 * r, y + 0.6 * r), (x - 2 * r, y), (x - 0.6 * r, y - 0.6 * r)],
                    (255, 250, 200))
     elif scene.sky == "clouds":
-        white = shade((250, 250, 252), {"day": 1.0, "sunset": (0.98, 0.85, 0.86), "night": (0.55, 0.57, 0.7)}[scene.time])
+        light = {"day": 1.0, "sunset": (0.98, 0.85, 0.86), "night": (0.55, 0.57, 0.7)}[scene.time]
+        white = shade((250, 250, 252), light)
         for i in range(3):
             x, y, r = (i + 0.5) / 3 + u(-0.08, 0.08), 0.12 + 0.07 * (i % 2) + u(-0.03, 0.03), u(0.05, 0.065)
             for dx, dy, k in ((-1.3, 0.2, 0.8), (0, -0.3, 1.15), (1.3, 0.2, 0.8), (0, 0.35, 1.0)):
@@ -247,15 +249,18 @@ def _ground(c: Canvas, scene: Scene, horizon: float, light, u) -> None:
         for i in range(10 if scene.ground == "sand" else 4):
             x, y = u(0, 1), u(horizon + 0.06, 1)
             r = 0.009 if scene.ground == "sand" else 0.05
-            c.oval(x, y, r, 0.35 * r if r > 0.01 else r, dark if scene.ground == "sand" else shade(base, (0.93, 0.95, 0.99)))
+            color = dark if scene.ground == "sand" else shade(base, (0.93, 0.95, 0.99))
+            c.oval(x, y, r, 0.35 * r if r > 0.01 else r, color)
 
 
 TIME_WORDS = {"day": ("day", "by day", "in daylight"), "sunset": ("sunset", "at sunset", "in the evening light"),
               "night": ("night", "at night", "in the dark")}
 SKY_WORDS = {"sun": ("sun", "under the sun", "a bright sun"), "moon": ("moon", "under the moon", "a crescent moon"),
-             "stars": ("stars", "under the stars", "a starry sky"), "clouds": ("clouds", "under clouds", "a cloudy sky"),
+             "stars": ("stars", "under the stars", "a starry sky"),
+             "clouds": ("clouds", "under clouds", "a cloudy sky"),
              "clear": ("clear sky", "under a clear sky", "a clear sky")}
-GROUND_WORDS = {"grass": ("grass", "on the grass", "on a green meadow"), "sand": ("sand", "on the sand", "in the desert"),
+GROUND_WORDS = {"grass": ("grass", "on the grass", "on a green meadow"),
+                "sand": ("sand", "on the sand", "in the desert"),
                 "snow": ("snow", "in the snow", "on snow"), "sea": ("sea", "on the sea", "by the sea")}
 PLACE_WORDS = {"left": ("on the left", "at the left", "on the left side"),
                "centre": ("in the centre", "in the center", "in the middle"),

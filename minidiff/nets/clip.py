@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..io.weights import State
-from .layers import Config, Net, split_heads
+from minidiff.io.weights import State
+from minidiff.nets.layers import Config, Net, split_heads
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Config, Downsample, Embedding, Kept, Net, ResBlock, SpatialTransformer, Upsample, silu, sinusoid
+from minidiff.nets.layers import Config, Downsample, Embedding, Kept, Net, ResBlock, SpatialTransformer, Upsample, silu, sinusoid
 
 CROSS = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D"}
 PLAIN = {"DownBlock2D", "UpBlock2D"}

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..io.weights import State
-from .layers import Config, Downsample, MapAttention, Net, ResBlock, Upsample, silu
+from minidiff.io.weights import State
+from minidiff.nets.layers import Config, Downsample, MapAttention, Net, ResBlock, Upsample, silu
 
 EPS = 1e-6  # of every GroupNorm in the VAE, CompVis model.py
 FORMAT = torch.channels_last  # 0.80 to 0.96 of the time of the default, forward and backward, 32² to 128² pixels

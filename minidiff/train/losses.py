@@ -1,4 +1,4 @@
-"""The training losses: noise prediction (DDPM), KL-VAE, contrastive (CLIP), and the attribute reader's cross-entropy."""
+"""The training losses: noise prediction (DDPM), KL-VAE, contrastive (CLIP)."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -32,7 +32,8 @@ def diffusion(net: Callable, kind: str, schedule: Discrete, x0: Tensor, t: Tenso
     return (out.float() - target(kind, x0, eps, alpha, sigma)).square().flatten(1).mean(1)
 
 
-def vae(image: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor, *, edges: float = 0.3, kl: float = 1e-4) -> Tensor:
+def vae(image: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor, *, edges: float = 0.3,
+        kl: float = 1e-4) -> Tensor:
     """L1 + 2·MSE + edges·(L1 of the finite differences) + kl·KL, every term a mean per element.
 
     KL(N(mean, var) ‖ N(0, 1)) = ½(mean² + var − 1 − log var) (Kingma & Welling, arXiv 1312.6114, appendix B).

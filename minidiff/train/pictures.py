@@ -52,7 +52,7 @@ def _draw_chunk(work: Callable, n: int, first: int):
 
 
 def dataset(run: Run, size: int, data: Path | None) -> tuple[Tensor, list[list[str]]]:
-    """Pictures (n,3,size,size) uint8 and the captions of each, drawn (or read from `data`) once and cached in out/train."""
+    """Pictures (n,3,size,size) uint8 and the captions of each, drawn (or read from `data`) once and cached."""
     name = f"pictures-{size}-{data.resolve().name}" if data else f"pictures-{size}"
     cache, words = run.out / "train" / f"{name}.safetensors", run.out / "train" / f"{name}.jsonl"
     if not (cache.is_file() and words.is_file()):
@@ -77,7 +77,7 @@ def tokenize_all(tokenizer, captions: list[list[str]]) -> Tensor:
 
 
 def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled posterior means and standard deviations (n,C,h,w) float16 and caption ids (n,wordings,77), cached in out/train."""
+    """Scaled posterior means and stds (n,C,h,w) float16 and caption ids (n,wordings,77), cached in out/train."""
     from tqdm import tqdm
 
     cache = run.out / "train" / (f"latents-{size}-{data.resolve().name}.safetensors" if data

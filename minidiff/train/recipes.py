@@ -1,4 +1,4 @@
-"""The recipes of the weights that ship: `python -m minidiff train NAME`. Stable Diffusion in miniature, from scenes alone.
+"""The recipes of the weights that ship, `python -m minidiff train NAME`: a Stable Diffusion in miniature.
 
 clip and vae learn from drawings, unet from cached latents; all three write parts of one diffusers folder (`--out`).
 """
@@ -32,7 +32,7 @@ SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_
 
 
 def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
-    """Classifier that reads a drawing's seven attributes back; it measures prompt adherence (about 15 minutes)."""
+    """Classifier that reads a drawing's seven attributes back; it measures prompt adherence."""
     if data:
         raise ValueError("the reader learns the attributes of scenes; it cannot be trained on a folder (--data)")
     n, seed = 60_000, run.seed + 1_000_000  # its own drawings, all colour-object pairs
@@ -55,7 +55,7 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
 
 
 def clip(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
-    """Tokenizer and CLIP: a text and an image encoder trained contrastively on captioned drawings (about 15 minutes)."""
+    """Tokenizer and CLIP: a text and an image encoder trained contrastively on captioned pictures."""
     pictures, captions = dataset(run, size, data)
     if not (run.out / "tokenizer" / "vocab.json").is_file():
         train_tokenizer((caption for row in captions[:20_000] for caption in row), run.out / "tokenizer")
@@ -84,7 +84,7 @@ def clip(run: Run, *, size: int = 32, data: Path | None = None, init: Path | Non
 
 
 def vae(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
-    """KL-VAE between pictures and latents of a quarter of their side (about 30 minutes)."""
+    """KL-VAE between pictures and latents of a quarter of their side."""
     pictures, _ = dataset(run, size, data)
     config = VAEConfig(sample_size=size, block_out_channels=(32, 64, 96), layers_per_block=1, latent_channels=4,
                        norm_num_groups=16)
@@ -115,7 +115,7 @@ def vae(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None
 
 
 def unet(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
-    """Cross-attention U-Net of 8 M parameters on cached latents, with the clip and vae found in --out (hours)."""
+    """Cross-attention U-Net of 8 M parameters on cached latents, with the clip and vae found in --out."""
     means, stds, ids = latents(run, size, data)
     text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(False)
     empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
@@ -148,7 +148,7 @@ def unet(run: Run, *, size: int = 32, data: Path | None = None, init: Path | Non
 
 
 RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet}
-STEPS = {"reader": 6_000, "clip": 3_000, "vae": 6_000, "unet": 40_000}
+STEPS = {"reader": 4_000, "clip": 900, "vae": 4_000, "unet": 8_000}  # those of the weights that ship
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 

@@ -1,4 +1,4 @@
-"""One training loop for every recipe, on accelerate: resumable bit for bit, averaged, logged, with pictures to look at."""
+"""One training loop for every recipe, on accelerate: resumable bit for bit, averaged, logged, with pictures."""
 from __future__ import annotations
 
 import hashlib

@@ -67,7 +67,7 @@ def test_every_sampler_draws_diffusers_picture(models, name):
 
 @pytest.mark.parametrize("settings", [
     {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"guidance_scale": 3.0, "negative_prompt": "a tree, sunset"},
-    {"guidance_rescale": 0.7}, {"eta": 0.6}, {"height": 36, "width": 20}], ids=lambda settings: "-".join(settings))
+    {"guidance_rescale": 0.7}, {"eta": 0.6}, {"height": 40, "width": 24}], ids=lambda settings: "-".join(settings))
 def test_settings_mean_what_they_mean_in_diffusers(models, settings):
     theirs, ours = models
     want = theirs(PROMPTS[0], num_inference_steps=6, generator=generators(1), output_type="pt", **settings).images
@@ -167,7 +167,7 @@ def test_diffusers_loads_what_we_save(models, tmp_path):
 def test_diffusers_draws_the_shipped_models_picture():
     from minidiff.io.weights import weights_dir
 
-    theirs = diffusers.StableDiffusionPipeline.from_pretrained(weights_dir() / "mini-sd", torch_dtype=torch.float32)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(str(weights_dir() / "mini-sd"), dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
     ours = StableDiffusion.from_pretrained("mini-sd", device="cpu")
     want = theirs(PROMPTS, num_inference_steps=25, generator=generators(2), output_type="pt").images

@@ -30,7 +30,8 @@ CASES = [
     ("LMSDiscreteScheduler", {"use_karras_sigmas": True}),
     ("LMSDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
     ("DPMSolverMultistepScheduler", {}),
-    ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 1, "final_sigmas_type": "sigma_min"}),
+    ("DPMSolverMultistepScheduler",
+     {"timestep_spacing": "leading", "steps_offset": 1, "final_sigmas_type": "sigma_min"}),
     ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
     ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     ("DPMSolverMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
@@ -116,7 +117,7 @@ def test_flow_grid_equals_diffusers(n, shift):
     assert_same(last.x, x)
 
 
-# facts in minidiff.grid and minidiff.samplers marked NOTE: where diffusers contradicts itself, we follow the mathematics
+# where diffusers contradicts itself, we follow the mathematics (NOTE: in minidiff.grid, samplers and guidance)
 
 def test_trailing_has_exactly_n_times():
     scheduler = diffusers.DDIMScheduler(**BASE, timestep_spacing="trailing")
@@ -133,7 +134,7 @@ def test_ddim_steps_land_where_the_next_one_starts():
     scheduler.set_timesteps(50)
     t = scheduler.timesteps
     assert int((t[:-1] - 1000 // 50 != t[1:]).sum()) == 19
-    # with the exact denoiser of one point, every step that knows where it stands keeps x on the line alpha·x0 + sigma·eps
+    # with the exact denoiser of one point, every step that knows where it stands keeps x = alpha·x0 + sigma·eps
     levels = grid.from_diffusers({**BASE, **config, "_class_name": "DDIMScheduler"}, 50, SD)
     assert [level.t for level in levels[:-1]] == t.tolist()
     x, eps = 3.0, Z
@@ -144,7 +145,7 @@ def test_ddim_steps_land_where_the_next_one_starts():
 
 
 def test_clip_rederives_eps():
-    """diffusers' DDIM clips x0 but keeps the eps of the unclipped x0; with use_clipped_model_output it does as we do."""
+    """diffusers' DDIM clips x0 and keeps the eps from before, unless told use_clipped_model_output; we never do."""
     from minidiff import guidance
 
     scheduler = diffusers.DDIMScheduler(**BASE, clip_sample=True, set_alpha_to_one=False, steps_offset=1)

@@ -48,6 +48,7 @@ def test_stable_diffusion_2_pads_with_an_exclamation_mark(tmp_path):
     save_tokenizer(tokenizer, tmp_path)
     assert_same_ids(tmp_path)
     assert tokenize(load_tokenizer(tmp_path), ["a"])[0, 2:5].tolist() == [49407, 0, 0]
+    assert tokenize(load_tokenizer(tmp_path), ["a!!"])[0, 2:5].tolist() == [0, 0, 49407]
 
 
 @needs_clip

@@ -1,0 +1,107 @@
+"""CLIP against transformers, on copied weights of shrunken shapes of the published text encoders."""
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "projection_dim": 20}
+TEXT = {**SHAPE, "vocab_size": 99, "bos_token_id": 97, "pad_token_id": 98, "eos_token_id": 98}
+VISION = {**SHAPE, "image_size": 32, "patch_size": 8}
+EOS = 98
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def prompts() -> torch.Tensor:
+    """Token ids with the first end of text early, late, and twice."""
+    ids = torch.randint(0, 97, (3, 77))
+    for row, places in enumerate(([5], [76], [3, 40])):
+        ids[row, 0], ids[row, places] = 97, EOS
+    return ids
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("eos", [2, EOS])
+@pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+def test_text_encoder_same_as_transformers(tmp_path, kind, eos, act):
+    config = transformers.CLIPTextConfig(**{**TEXT, "eos_token_id": eos, "hidden_act": act})
+    reference = getattr(transformers, kind)(config).eval()
+    reference.save_pretrained(tmp_path)
+    net, ids = CLIPText.from_pretrained(tmp_path), prompts()
+    with torch.no_grad():
+        expected = reference(ids, output_hidden_states=True)
+        context, pooled = net(ids)
+        torch.testing.assert_close(context, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+        if kind == "CLIPTextModel":
+            assert pooled is None
+        else:
+            torch.testing.assert_close(pooled, expected.text_embeds, atol=1e-5, rtol=1e-5)
+        for skip in range(4):
+            state = expected.hidden_states[-(skip + 1)]
+            torch.testing.assert_close(net(ids, skip, norm=False)[0], state, atol=1e-5, rtol=1e-5)
+            context, again = net(ids, skip)
+            torch.testing.assert_close(context, net.text_model.final_layer_norm(state), atol=1e-5, rtol=1e-5)
+            assert pooled is again is None or torch.allclose(pooled, again, atol=1e-6)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."], ids=["bare", "prefixed"])
+def test_text_encoder_reads_all_published_key_styles(tmp_path, prefix):
+    net = CLIPText(CLIPTextConfig.from_dict(TEXT))
+    net.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = {k.replace("text_model.", prefix): v for k, v in load_file(file).items()}
+    save_file({**state, f"{prefix}embeddings.position_ids": torch.arange(77)[None]}, file)
+    for key, value in CLIPText.from_pretrained(tmp_path).state_dict().items():
+        assert torch.equal(net.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+def test_saved_text_encoder_loads_in_transformers(tmp_path, kind):
+    net = CLIPText(CLIPTextConfig.from_dict({**TEXT, "architectures": [kind]})).eval()
+    net.save_pretrained(tmp_path)
+    reference, info = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    with torch.no_grad():
+        torch.testing.assert_close(net(prompts())[0], reference(prompts()).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_both_towers_same_as_transformers_both_ways(tmp_path):
+    reference = transformers.CLIPModel(transformers.CLIPConfig(text_config=TEXT, vision_config=VISION,
+                                                               projection_dim=20)).eval()
+    reference.save_pretrained(tmp_path / "theirs")
+    net, ids, image = CLIP.from_pretrained(tmp_path / "theirs"), prompts(), torch.randn(2, 3, 32, 32)
+    net.save_pretrained(tmp_path / "ours")
+    back, info = transformers.CLIPModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values())
+    assert CLIP.from_pretrained(tmp_path / "ours").config == net.config
+    for model in (reference, back.eval()):
+        expected = model(ids, image)
+        torch.testing.assert_close(net.encode_text(ids), expected.text_embeds, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net.encode_image(image), expected.image_embeds, atol=1e-5, rtol=1e-5)
+        logits = net.logit_scale.exp() * net.encode_text(ids) @ net.encode_image(image).T
+        torch.testing.assert_close(logits, expected.logits_per_text, atol=1e-5, rtol=1e-5)
+
+
+def test_the_towers_alone_same_as_transformers(tmp_path):
+    clip = CLIP(CLIPTextConfig.from_dict(TEXT), CLIPVisionConfig.from_dict(VISION)).eval()
+    ids, image = prompts(), torch.randn(2, 3, 32, 32)
+    clip.text_encoder().save_pretrained(tmp_path / "text")
+    reference = transformers.CLIPTextModel.from_pretrained(tmp_path / "text").eval()
+    vision = CLIPVision(CLIPVisionConfig.from_dict(VISION)).eval()
+    vision.save_pretrained(tmp_path / "vision")
+    other = transformers.CLIPVisionModel.from_pretrained(tmp_path / "vision").eval()
+    other.save_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        expected = reference(ids)
+        torch.testing.assert_close(clip.text_encoder()(ids)[0], expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+        unit = torch.nn.functional.normalize(clip.text_projection(expected.pooler_output), dim=-1)
+        torch.testing.assert_close(clip.encode_text(ids), unit, atol=1e-5, rtol=1e-5)
+        for net in (vision, CLIPVision.from_pretrained(tmp_path / "again")):
+            torch.testing.assert_close(net(image), other(image).pooler_output, atol=1e-5, rtol=1e-5)
