@@ -82,7 +82,7 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
         save_image(image, path)
         written.append(path)
         if copies:
-            save_image(_enlarge(image), _large(path))
+            save_image(_enlarge(image, max(2, SMALL // pipe.size)), _large(path))
             written.append(_large(path))
     if film is not None:
         write_film(frames, film)
@@ -290,10 +290,9 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
     return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
 
 
-def _enlarge(image: Image.Image) -> Image.Image:
+def _enlarge(image: Image.Image, scale: int) -> Image.Image:
     from PIL import Image
 
-    scale = max(2, SMALL // min(image.size))
     return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
 
 

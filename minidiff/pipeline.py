@@ -15,6 +15,7 @@ from torch import Tensor
 from minidiff import grid, guidance, samplers
 from minidiff.io.images import check_sides, latent_colors, to_pil, to_rgb, to_tensor, to_unit
 from minidiff.io.weights import read_json, weights_dir, write_atomic
+from minidiff.nets.layers import Kept
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
@@ -199,7 +200,7 @@ class StableDiffusion:
             raise ValueError(f"latents have the shape {tuple(s.latents.shape)}; it should be {shape}")
         z = draw(generators, shape).to(self.device) if s.latents is None else s.latents.to(self.device, torch.float32)
         x = levels.start(z) if z0 is None else levels[0].alpha * z0 + levels[0].sigma * z
-        net = self._net
+        net = self._net()
         if uncond is None:
             net = functools.partial(net, **cond)
         else:
@@ -212,9 +213,10 @@ class StableDiffusion:
     def _run(self, steps: Iterator[Step]) -> Iterator[Step]:
         yield from steps
 
-    def _net(self, x: Tensor, t: float, **cond: Tensor) -> Tensor:
-        """The U-Net in its own dtype on a float32 state."""
-        return self.unet(x.to(self.unet.conv_in.weight.dtype), t, **cond).float()
+    def _net(self) -> Callable:
+        """The U-Net in its own dtype on a float32 state; a prompt's keys and values are computed only once."""
+        kept, dtype = functools.cache(Kept), self.unet.conv_in.weight.dtype
+        return lambda x, t, context, **cond: self.unet(x.to(dtype), t, kept(context), **cond).float()
 
     def _plan(self, s: Settings) -> tuple[Callable, grid.Grid, dict]:
         """Sampler, grid (cut to `strength`) and the sampler's options."""

@@ -95,7 +95,8 @@ def test_pictures_beyond_one_batch_continue_the_seeds(draw, model, tmp_path, mon
 def test_grid_puts_all_pictures_into_one_file(draw, tmp_path):
     code, out, _ = draw("a red house", "--num-images", 4, "--grid", "--out", "four.png")
     assert code == 0 and out.split() == ["four.png", "four-large.png"]
-    assert min(Image.open(tmp_path / "four.png").size) >= 64
+    assert Image.open(tmp_path / "four.png").size == (64, 64)
+    assert Image.open(tmp_path / "four-large.png").size == (512, 512)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".webp"])

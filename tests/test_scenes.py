@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from minidiff.data import scenes
+from minidiff.data.drawing import RGB
 from minidiff.data.scenes import ATTRIBUTES, HELD_OUT, Scene
 
 pytestmark = pytest.mark.quick
@@ -163,7 +164,7 @@ def test_most_of_an_object_has_its_color_at_any_time(obj):
     for time, color, size in product(ATTRIBUTES["time"], names, ATTRIBUTES["size"]):
         picture, masks = scenes.draw(one(object=obj, time=time, color=color, size=size, ground="sea"), 48)
         inside = np.asarray(picture)[masks["object"]].astype(float)
-        palette = np.array([scenes.RGB[name] for name in names])
+        palette = np.array([RGB[name] for name in names])
         nearest = np.abs(inside[:, None] - palette).sum(-1).argmin(1)
         close = np.abs(inside - palette[names.index(color)]).sum(1) < 120
         assert close.mean() > 0.3, (time, color, size)
@@ -219,3 +220,18 @@ def test_contact_sheet_puts_pictures_in_rows():
         assert sheet.getpixel((corner[0] + 10, corner[1] + 16)) == picture.getpixel((3, 5))
     assert sheet.getpixel((40, 40)) == (0, 0, 0)
     assert scenes.contact_sheet(pictures[:1], 5).size == (8, 8)
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: scenes.draw(one(color="mauve")), "color is 'mauve'; there are red, orange"),
+    (lambda: scenes.labels(one(place="center")), "place is 'center'; there are left, centre, right"),
+    (lambda: scenes.draw(one(place="left", second=("red", "dragon", "small"))), "object is 'dragon'"),
+    (lambda: scenes.draw(one(second=("blue", "tree", "small"))), "first of two objects is at the left, not at the c"),
+    (lambda: scenes.draw(one(), 0), "size is 0"),
+    (lambda: scenes.render(-1), "cannot draw -1 pictures"),
+    (lambda: scenes.render(1, 0), "cannot draw 1 pictures of 0×0"),
+    (lambda: scenes.sample(random.Random(0), second=15), "second is 15; a share lies in"),
+    (lambda: scenes.contact_sheet([], 3), "cannot arrange 0 pictures")])
+def test_wrong_inputs_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

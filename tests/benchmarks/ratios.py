@@ -190,6 +190,16 @@ def pipelines() -> Iterator[Row]:
         yield Row("mini-sd, peak memory of that process", peak(MINIDIFF), peak(DIFFUSERS), "MiB")
 
 
+def silence() -> None:
+    """No progress bars and no advice from the libraries."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
 def measure(row: Row, pairs: int) -> dict:
     """Medians and the range of the ratio over alternating pairs."""
 
@@ -224,6 +234,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here as well")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    silence()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     torch.manual_seed(0)
 

@@ -68,8 +68,9 @@ def test_saved_text_encoder_loads_in_transformers(tmp_path, kind):
     net.save_pretrained(tmp_path)
     reference, info = getattr(transformers, kind).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
+    ids = prompts()
     with torch.no_grad():
-        torch.testing.assert_close(net(prompts())[0], reference(prompts()).last_hidden_state, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net(ids)[0], reference(ids).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
 def test_both_towers_same_as_transformers_both_ways(tmp_path):

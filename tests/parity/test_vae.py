@@ -37,7 +37,7 @@ def test_same_latents_pictures_and_gradients_as_diffusers(case):
     torch.testing.assert_close(net.encode(image), scale * posterior.mode(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(net.encode(image, noise), scale * (posterior.mean + posterior.std * noise),
                                atol=1e-5, rtol=1e-5)
-    out, expected = net.decode(mean), reference.decode(posterior.mean / scale).sample
+    out, expected = net.decode(net.encode(image)), reference.decode(posterior.mode()).sample
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     for each in (out, expected):
         each.square().mean().backward()

@@ -1,0 +1,79 @@
+"""The VAE on its own: parameter count, what encode and decode mean, gradients, number formats."""
+
+import pytest
+import torch
+
+from minidiff.nets.vae import VAE, VAEConfig
+
+pytestmark = pytest.mark.quick
+
+TINY = VAEConfig(block_out_channels=(4, 8), norm_num_groups=2, latent_channels=3, scaling_factor=0.5)
+
+
+def test_stable_diffusions_vae_has_exactly_its_parameters():
+    config = {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4,
+              "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4,
+              "act_fn": "silu", "sample_size": 512, "norm_num_groups": 32, "_class_name": "AutoencoderKL"}
+    with torch.device("meta"):
+        net = VAE(VAEConfig.from_dict(config))
+    assert len(net.state_dict()) == 248 and net.factor == 8
+    assert sum(p.numel() for p in net.parameters()) == 83_653_863
+
+
+def test_encode_is_the_scaled_mean_plus_noise_times_std():
+    torch.manual_seed(0)
+    net = VAE(TINY)
+    image = torch.randn(2, 3, 6, 10)
+    mean, logvar = net.moments(image)
+    assert mean.shape == logvar.shape == (2, 3, 3, 5)
+    noise = torch.randn_like(mean)
+    torch.testing.assert_close(net.encode(image), 0.5 * mean)
+    torch.testing.assert_close(net.encode(image, noise), 0.5 * (mean + (logvar / 2).exp() * noise))
+    torch.testing.assert_close(net(image), net.decode(0.5 * mean))
+    assert net(image).shape == image.shape
+
+
+def test_log_variance_is_clamped():
+    net = VAE(TINY)
+    net.quant_conv.bias.data[3:] = 1000.0
+    assert net.moments(torch.zeros(1, 3, 4, 4))[1].max() == 20
+    net.quant_conv.bias.data[3:] = -1000.0
+    assert net.moments(torch.zeros(1, 3, 4, 4))[1].min() == -30
+
+
+def test_config_round_trip_and_unknown_keys():
+    assert VAEConfig.from_dict(TINY.to_dict()) == TINY
+    with pytest.raises(ValueError, match="does not support latents_mean"):
+        VAEConfig.from_dict({"latents_mean": [0.1, 0.2]})
+    with pytest.raises(ValueError, match="does not support use_quant_conv = False|use_quant_conv"):
+        VAEConfig.from_dict({"use_quant_conv": False})
+
+
+def test_gradients_are_those_of_the_function():
+    torch.manual_seed(0)
+    net = VAE(TINY).double()
+    image = torch.randn(1, 3, 2, 4).double().requires_grad_()
+    noise = torch.randn(1, 3, 1, 2).double()
+    assert torch.autograd.gradcheck(lambda image: net(image, noise), (image,))
+
+
+def test_trains_under_bfloat16_autocast_and_runs_without_gradients():
+    torch.manual_seed(0)
+    net = VAE(TINY)
+    image = torch.randn(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = net(image)
+    expected = net(image)
+    torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.1)
+    out.float().square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    before = image.clone()
+    with torch.inference_mode():
+        torch.testing.assert_close(net(image), expected)
+    assert torch.equal(image, before)
+
+
+def test_every_row_is_on_its_own():
+    net = VAE(TINY).eval()
+    image = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(net(image)[1:2], net(image[1:2]), atol=1e-5, rtol=1e-5)
