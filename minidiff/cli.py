@@ -139,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args = vars(_parser().parse_args(argv))
             args.pop("run")(**args)
             return 0
-        except KeyboardInterrupt:
-            print("minidiff: stopped", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            print(f"minidiff: {stop}" if str(stop) else "minidiff: stopped", file=sys.stderr)
             return 130
         except OSError as error:
             print(f"minidiff: {_one_line(_reason(error))}", file=sys.stderr)

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -120,9 +121,9 @@ def _tensor(picture) -> torch.Tensor:
     return pixels.permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _pairs(scene: scenes.Scene) -> set[tuple[int, int]]:
+def _pairs(scene: scenes.Scene) -> Counter[tuple[int, int]]:
     colors, objects = scenes.ATTRIBUTES["color"], scenes.ATTRIBUTES["object"]
-    return {(colors.index(c), objects.index(o)) for c, o in [(scene.color, scene.object), scene.second[:2]]}
+    return Counter((colors.index(c), objects.index(o)) for c, o in [(scene.color, scene.object), scene.second[:2]])
 
 
 def _bar(total: int, progress: bool):

@@ -15,7 +15,8 @@ from torch import Tensor
 from minidiff import grid, guidance, samplers
 from minidiff.io.images import check_sides, latent_colors, to_pil, to_rgb, to_tensor, to_unit
 from minidiff.io.weights import read_json, weights_dir, write_atomic
-from minidiff.nets.layers import Kept
+from minidiff.nets.attention import Kept
+from minidiff.nets.packed import packed
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
@@ -138,7 +139,7 @@ class StableDiffusion:
 
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
         >>> [round(step.level.sigma, 2) for step in pipe.stream("a red house", steps=3)]
-        [0.95, 0.69, 0.27, 0.03]
+        [0.95, 0.68, 0.04, 0.03]
         """
         return self._run(self._prepare(prompt, Settings(**settings)))
 
@@ -211,7 +212,8 @@ class StableDiffusion:
 
     @torch.inference_mode()
     def _run(self, steps: Iterator[Step]) -> Iterator[Step]:
-        yield from steps
+        with packed(self.unet):
+            yield from steps
 
     def _net(self) -> Callable:
         """The U-Net in its own dtype on a float32 state; a prompt's keys and values are computed only once."""

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -314,18 +313,3 @@ def test_help_shows_vocabulary_samplers_and_an_example(run):
 
 def test_the_samplers_in_the_help_are_those_there_are():
     assert set(cli.SAMPLERS) == set(CLASSES) and all(callable(getattr(samplers, name)) for name in CLASSES)
-
-
-def test_python_m_minidiff_in_a_fresh_process(model, tmp_path):
-    words = [sys.executable, "-m", "minidiff", "generate", "a red house", "--model", str(model), "--steps", "1"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=_environment())
-    assert (done.returncode, done.stdout, done.stderr) == (0, "minidiff-0001.png\nminidiff-0001-large.png\n", "")
-    done = subprocess.run([*words, "--steps", "0"], cwd=tmp_path, capture_output=True, text=True, env=_environment())
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-
-
-def _environment():
-    import os
-    from pathlib import Path
-
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}

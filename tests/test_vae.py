@@ -45,7 +45,7 @@ def test_config_round_trip_and_unknown_keys():
     assert VAEConfig.from_dict(TINY.to_dict()) == TINY
     with pytest.raises(ValueError, match="does not support latents_mean"):
         VAEConfig.from_dict({"latents_mean": [0.1, 0.2]})
-    with pytest.raises(ValueError, match="does not support use_quant_conv = False|use_quant_conv"):
+    with pytest.raises(ValueError, match="does not support use_quant_conv = False"):
         VAEConfig.from_dict({"use_quant_conv": False})
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minidiff.io.weights import State, load_state, load_strict, read_json, save_state, write_atomic
 
@@ -41,7 +42,7 @@ class Config:
             ValueError: a key that we do not know says anything but null, false, empty or its default.
 
         >>> from minidiff.nets.vae import VAEConfig
-        >>> VAEConfig.from_dict({"latent_channels": 8, "sample_size": None, "_class_name": "AutoencoderKL"}).latent_channels
+        >>> VAEConfig.from_dict({"latent_channels": 8, "act_fn": "silu", "_diffusers_version": "0.6"}).latent_channels
         8
         """
         own = {cls.renamed.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}
@@ -50,8 +51,8 @@ class Config:
             value = _tuples(value)
             if key in own:
                 given[own[key]] = value
-            elif not (key.startswith("_") or key in cls.ignored or value in (None, False, "", (), {})
-                      or (key in cls.default and value == cls.default[key])):
+            elif not (key.startswith("_") or key in cls.ignored or value is None
+                      or (value == cls.default[key] if key in cls.default else value in (False, "", (), {}))):
                 raise ValueError(f"{cls.__name__} does not support {key} = {value!r}")
         return cls(**given)
 
@@ -105,7 +106,7 @@ class Net(nn.Module):
         (8,)
         """
         config = cls.Config.from_dict(read_json(Path(folder) / "config.json"))
-        with torch.device("meta"):
+        with torch.device("meta"), Blank():
             net = cls.build(config)
         load_strict(net, net.renamed(load_state(folder, cls.stem, variant)), folder)
         return net.to(device=device, dtype=dtype or torch.float32).eval()
@@ -124,6 +125,15 @@ class Net(nn.Module):
     def renamed(self, state: State) -> State:
         """The state with this network's names, where published files use others."""
         return state
+
+
+class Blank(TorchFunctionMode):
+    """Parameters are left as they are: on the meta device torch's `normal_` would import its compiler, for a second."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.normal_ or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def sinusoid(t: Tensor, dim: int, *, flip: bool = True, shift: float = 0.0) -> Tensor:
@@ -220,132 +230,6 @@ class Upsample(nn.Module):
         if size is None or size == (2 * x.shape[2], 2 * x.shape[3]):
             return self.conv(F.interpolate(x, scale_factor=2.0))
         return self.conv(F.interpolate(x, size=size))
-
-
-class Attention(nn.Module):
-    """Multi-head attention (1706.03762 §3.2): softmax(q kᵀ/√d) v, q from x, k and v from `context` (default: x).
-
-    Args:
-        ch: channels of x; context: channels of the context; heads: divides ch.
-        bias: of q, k, v (VAE). groups, eps: with groups, x is normalized first (VAE).
-    """
-
-    def __init__(self, ch: int, heads: int, context: int | None = None, bias: bool = False, groups: int | None = None):
-        super().__init__()
-        self.heads = heads
-        if groups:
-            self.group_norm = nn.GroupNorm(groups, ch, eps=1e-6)
-        self.to_q = nn.Linear(ch, ch, bias=bias)
-        self.to_k = nn.Linear(context or ch, ch, bias=bias)
-        self.to_v = nn.Linear(context or ch, ch, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(ch, ch)])                 # a list only for its name, to_out.0
-
-    def forward(self, x: Tensor, context: "Tensor | Kept | None" = None) -> Tensor:
-        q = split_heads(self.to_q(x), self.heads)
-        k, v = context[self] if isinstance(context, Kept) else self.keys_values(x if context is None else context)
-        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """What x attends to: keys and values (B, heads, N, C/heads)."""
-        return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
-
-
-class Kept(dict):
-    """A context whose keys and values each attention computes only once: for sampling, where the prompt stays.
-
-    It stands for the context tensor (B, N, D) as long as the network's weights do not change.
-    """
-
-    def __init__(self, context: Tensor):
-        self.context = context
-
-    def __missing__(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        self[attention] = pair = attention.keys_values(self.context)
-        return pair
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, C) → (B, heads, N, C/heads), a view."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-class MapAttention(Attention):
-    """The VAE's attention: GroupNorm, one head over all positions of a map, residual."""
-
-    def __init__(self, ch: int, groups: int):
-        super().__init__(ch, 1, bias=True, groups=groups)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)           # (B, HW, C)
-        return super().forward(tokens).transpose(1, 2).reshape(x.shape) + x  # this order keeps channels_last
-
-
-class FeedForward(nn.Module):
-    """GEGLU (Shazeer, 2002.05202): W2 (value · GELU(gate)), (value, gate) = W1 x, four times as wide inside."""
-
-    def __init__(self, ch: int):
-        super().__init__()
-        self.net = nn.ModuleList([Gate(ch, 4 * ch), nn.Identity(), nn.Linear(4 * ch, ch)])  # names net.0, net.2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
-
-
-class Gate(nn.Module):
-    """value · GELU(gate), both linear in x."""
-
-    def __init__(self, ch: int, out: int):
-        super().__init__()
-        self.proj = nn.Linear(ch, 2 * out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
-class TransformerBlock(nn.Module):
-    """x += attn1(LN1 x); x += attn2(LN2 x, context), unless there is no context; x += ff(LN3 x)."""
-
-    def __init__(self, ch: int, heads: int, context: int | None):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(ch)
-        self.attn1 = Attention(ch, heads)
-        if context:
-            self.norm2 = nn.LayerNorm(ch)
-            self.attn2 = Attention(ch, heads, context)
-        self.norm3 = nn.LayerNorm(ch)
-        self.ff = FeedForward(ch)
-        self.cross = bool(context)
-
-    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
-        if self.cross:
-            x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
-
-
-class SpatialTransformer(nn.Module):
-    """Transformer over the positions of a map (2112.10752 §3.3), with attention to the context, and a residual.
-
-    Args:
-        ch: channels; heads: divides them; layers: transformer blocks; context: its width, None: self-attention only.
-        linear: whether the two projections are stored as Linear (SD 2, SDXL) or as 1×1 convolutions (SD 1).
-    """
-
-    def __init__(self, ch: int, heads: int, layers: int, context: int | None, groups: int, linear: bool):
-        super().__init__()
-        self.norm = nn.GroupNorm(groups, ch, eps=1e-6)
-        self.proj_in = nn.Linear(ch, ch) if linear else nn.Conv2d(ch, ch, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(ch, heads, context) for _ in range(layers))
-        self.proj_out = nn.Linear(ch, ch) if linear else nn.Conv2d(ch, ch, 1)
-
-    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
-        y = self.norm(x).flatten(2).transpose(1, 2)                      # (B, HW, C)
-        y = F.linear(y, self.proj_in.weight.flatten(1), self.proj_in.bias)
-        for block in self.transformer_blocks:
-            y = block(y, context)
-        y = F.linear(y, self.proj_out.weight.flatten(1), self.proj_out.bias)
-        return x + y.transpose(1, 2).reshape(x.shape)
 
 
 def _tuples(value: Any) -> Any:

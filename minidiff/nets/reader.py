@@ -4,6 +4,7 @@ It makes prompt adherence a number without any download. No training loss of min
 """
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,9 +78,9 @@ class Reader(Net):
         return read | {"place": place}
 
     @torch.inference_mode()
-    def things(self, image: Tensor) -> list[set[tuple[int, int]]]:
-        """Every (colour, object) pair that stands somewhere in each picture, as indices into ATTRIBUTES."""
+    def things(self, image: Tensor) -> list[Counter[tuple[int, int]]]:
+        """How often each (colour, object) pair stands in each picture, as indices into ATTRIBUTES."""
         thing = self(image).thing
         obj, color = thing["object"].argmax(-1), thing["color"].argmax(-1)  # (B, 3)
         nothing = len(ATTRIBUTES["object"])
-        return [{(c, o) for c, o in zip(cs, os) if o != nothing} for cs, os in zip(color.tolist(), obj.tolist())]
+        return [Counter((c, o) for c, o in zip(cs, os) if o != nothing) for cs, os in zip(color.tolist(), obj.tolist())]

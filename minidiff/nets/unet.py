@@ -1,14 +1,14 @@
 """The U-Net of Stable Diffusion (Rombach et al., 2112.10752; SDXL: 2307.01952), diffusers' UNet2DConditionModel."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.nets.layers import Config, Downsample, Embedding, Kept, Net, ResBlock, SpatialTransformer, Upsample, silu, sinusoid
+from minidiff.nets.attention import Kept, SpatialTransformer
+from minidiff.nets.layers import Config, Downsample, Embedding, Net, ResBlock, Upsample, silu, sinusoid
 
 CROSS = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D"}
 PLAIN = {"DownBlock2D", "UpBlock2D"}
@@ -273,26 +273,6 @@ def micro_conditioning(pooled: Tensor, sizes: Tensor, dim: int = 256) -> Tensor:
     """
     flat = sinusoid(sizes.flatten(), dim).reshape(len(sizes), -1)        # (B, 6·dim)
     return torch.cat([pooled, flat.to(pooled.dtype)], dim=-1)
-
-
-def keep_context(unet: UNet) -> Callable[..., Tensor]:
-    """The same network for sampling: the prompt's keys and values are kept while `context` is the same tensor.
-
-    >>> unet = UNet(UNetConfig(block_out_channels=(8,), down_block_types=("CrossAttnDownBlock2D",), heads=2,
-    ...     up_block_types=("CrossAttnUpBlock2D",), cross_attention_dim=6, norm_num_groups=4))
-    >>> x, prompt = torch.ones(1, 4, 8, 8), torch.ones(1, 3, 6)
-    >>> torch.equal(keep_context(unet)(x, 9, prompt), unet(x, 9, prompt))
-    True
-    """
-    kept = None
-
-    def net(x: Tensor, t: Tensor | float, context: Tensor, **cond) -> Tensor:
-        nonlocal kept
-        if kept is None or kept.context is not context:
-            kept = Kept(context)
-        return unet(x, t, kept, **cond)
-
-    return net
 
 
 def _numbers(value: Tensor | float, x: Tensor) -> Tensor:

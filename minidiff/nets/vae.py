@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from minidiff.io.weights import State
-from minidiff.nets.layers import Config, Downsample, MapAttention, Net, ResBlock, Upsample, silu
+from minidiff.nets.attention import MapAttention
+from minidiff.nets.layers import Config, Downsample, Net, ResBlock, Upsample, silu
 
 EPS = 1e-6  # of every GroupNorm in the VAE, CompVis model.py
 FORMAT = torch.channels_last  # 0.80 to 0.96 of the time of the default, forward and backward, 32² to 128² pixels
@@ -79,11 +80,6 @@ class VAE(Net):
     @property
     def factor(self) -> int:
         """Pixels per latent along a side."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent position and side, f."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:

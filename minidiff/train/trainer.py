@@ -188,7 +188,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         checkpoint()
     except KeyboardInterrupt:
         checkpoint()
-        raise
+        raise KeyboardInterrupt(f"{name} stopped at step {step}; --resume continues it") from None
     finally:
         bar.close()
     return average.net

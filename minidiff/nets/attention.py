@@ -1,0 +1,138 @@
+"""Attention (Vaswani et al., 1706.03762), and the transformers inside Stable Diffusion's U-Net (2112.10752 §3.3).
+
+Attribute names are parameter names, and these are diffusers' (`to_out.0`, `ff.net.0.proj` …).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention (1706.03762 §3.2): softmax(q kᵀ/√d) v, q from x, k and v from `context` (default: x).
+
+    Args:
+        ch: channels of x; context: channels of the context; heads: divides ch.
+        bias: of q, k, v (VAE). groups, eps: with groups, x is normalized first (VAE).
+    """
+
+    def __init__(self, ch: int, heads: int, context: int | None = None, bias: bool = False, groups: int | None = None):
+        super().__init__()
+        self.heads = heads
+        if groups:
+            self.group_norm = nn.GroupNorm(groups, ch, eps=1e-6)
+        self.to_q = nn.Linear(ch, ch, bias=bias)
+        self.to_k = nn.Linear(context or ch, ch, bias=bias)
+        self.to_v = nn.Linear(context or ch, ch, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(ch, ch)])                 # a list only for its name, to_out.0
+
+    def forward(self, x: Tensor, context: "Tensor | Kept | None" = None) -> Tensor:
+        q = split_heads(self.to_q(x), self.heads)
+        k, v = context[self] if isinstance(context, Kept) else self.keys_values(x if context is None else context)
+        return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """What x attends to: keys and values (B, heads, N, C/heads)."""
+        return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
+
+
+class Kept(dict):
+    """A context whose keys and values each attention computes only once: for sampling, where the prompt stays.
+
+    It stands for the context tensor (B, N, D) as long as the network's weights do not change.
+    """
+
+    def __init__(self, context: Tensor):
+        self.context = context
+
+    def __missing__(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        self[attention] = pair = attention.keys_values(self.context)
+        return pair
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) → (B, heads, N, C/heads), a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class MapAttention(Attention):
+    """The VAE's attention: GroupNorm, one head over all positions of a map, residual."""
+
+    def __init__(self, ch: int, groups: int):
+        super().__init__(ch, 1, bias=True, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)           # (B, HW, C)
+        return super().forward(tokens).transpose(1, 2).reshape(x.shape) + x  # this order keeps channels_last
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer, 2002.05202): W2 (value · GELU(gate)), (value, gate) = W1 x, four times as wide inside."""
+
+    def __init__(self, ch: int):
+        super().__init__()
+        self.net = nn.ModuleList([Gate(ch, 4 * ch), nn.Identity(), nn.Linear(4 * ch, ch)])  # names net.0, net.2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Gate(nn.Module):
+    """value · GELU(gate), both linear in x."""
+
+    def __init__(self, ch: int, out: int):
+        super().__init__()
+        self.proj = nn.Linear(ch, 2 * out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class TransformerBlock(nn.Module):
+    """x += attn1(LN1 x); x += attn2(LN2 x, context), unless there is no context; x += ff(LN3 x)."""
+
+    def __init__(self, ch: int, heads: int, context: int | None):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(ch)
+        self.attn1 = Attention(ch, heads)
+        if context:
+            self.norm2 = nn.LayerNorm(ch)
+            self.attn2 = Attention(ch, heads, context)
+        self.norm3 = nn.LayerNorm(ch)
+        self.ff = FeedForward(ch)
+        self.cross = bool(context)
+
+    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        if self.cross:
+            x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the positions of a map (2112.10752 §3.3), with attention to the context, and a residual.
+
+    Args:
+        ch: channels; heads: divides them; layers: transformer blocks; context: its width, None: self-attention only.
+        linear: whether the two projections are stored as Linear (SD 2, SDXL) or as 1×1 convolutions (SD 1).
+    """
+
+    def __init__(self, ch: int, heads: int, layers: int, context: int | None, groups: int, linear: bool):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, ch, eps=1e-6)
+        self.proj_in = nn.Linear(ch, ch) if linear else Pointwise(ch, ch, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(ch, heads, context) for _ in range(layers))
+        self.proj_out = nn.Linear(ch, ch) if linear else Pointwise(ch, ch, 1)
+
+    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
+        y = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))        # (B, HW, C)
+        for block in self.transformer_blocks:
+            y = block(y, context)
+        return x + self.proj_out(y).transpose(1, 2).reshape(x.shape)
+
+
+class Pointwise(nn.Conv2d):
+    """A 1×1 convolution of a map that is given as tokens (B, N, C): a linear layer with a convolution's weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.flatten(1), self.bias)

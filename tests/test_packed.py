@@ -1,0 +1,95 @@
+"""Packed layers give the plain layers' output, and leave nothing behind."""
+
+import pytest
+import torch
+from torch import nn
+
+from minidiff.nets import packed as module
+from minidiff.nets.packed import available, packed
+from minidiff.nets.unet import UNet, UNetConfig
+
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.skipif(not available(nn.Linear(1, 1)), reason="this torch has no oneDNN"),
+]
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet:
+    torch.manual_seed(0)
+    config = UNetConfig(
+        block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), heads=2, cross_attention_dim=12, norm_num_groups=4,
+    )  # fmt: skip
+    return UNet(config).eval()
+
+
+def fast(net: nn.Module) -> int:
+    """How many layers run packed now."""
+    return sum("forward" in vars(layer) for layer in net.modules())
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 8, 8), (2, 8, 8), (3, 7, 10)])
+@torch.inference_mode()
+def test_packed_equals_plain_and_leaves_nothing_behind(unet, batch, height, width):
+    x, context = torch.randn(batch, 4, height, width), torch.randn(batch, 5, 12)
+    plain = unet(x, 500.0, context)
+    with packed(unet):
+        assert fast(unet) > 50
+        for _ in range(2):  # the second call finds the weights laid out
+            torch.testing.assert_close(unet(x, 500.0, context), plain, rtol=1e-5, atol=1e-5)
+    assert fast(unet) == 0
+    assert torch.equal(unet(x, 500.0, context), plain)
+
+
+@torch.inference_mode()
+def test_large_weights_are_used_as_they_are(unet, monkeypatch):
+    x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
+    monkeypatch.setattr(module, "LARGEST", 0)
+    with packed(unet):
+        inside = unet(x, 500.0, context)
+    torch.testing.assert_close(inside, unet(x, 500.0, context), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_every_form_of_layer_and_input_is_kept():
+    conv = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=2, bias=False)
+    linear = nn.Linear(6, 5, bias=False)
+    maps, rows = torch.randn(2, 8, 9, 7).to(memory_format=torch.channels_last), torch.randn(6, 3, 4).permute(1, 2, 0)
+    with packed(conv), packed(linear):
+        results = conv(maps), linear(rows), linear(torch.ones(6))
+    for result, expected in zip(results, (conv(maps), linear(rows), linear(torch.ones(6))), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_weights_changed_between_runs_count():
+    layer, x = nn.Linear(4, 4), torch.ones(1, 4)
+    for factor in (1.0, 3.0):
+        layer.weight.data.fill_(factor)
+        layer.bias.data.zero_()
+        with packed(layer):
+            torch.testing.assert_close(layer(x), torch.full((1, 4), 4 * factor))
+
+
+@torch.inference_mode()
+def test_two_runs_may_interleave(unet):
+    first, second = packed(unet), packed(unet)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert fast(unet) == 0
+
+
+def test_an_error_inside_restores_the_layers(unet):
+    with pytest.raises(RuntimeError, match="inside"), packed(unet):
+        raise RuntimeError("inside")
+    assert fast(unet) == 0
+
+
+def test_other_dtypes_devices_and_autocast_stay_plain():
+    assert not available(nn.Linear(2, 2).bfloat16())
+    assert not available(nn.Linear(2, 2, device="meta"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not available(nn.Linear(2, 2))

@@ -1,0 +1,101 @@
+"""The recipes, end to end on a folder of captioned pictures, for a few steps: what they write is a whole model."""
+import json
+
+import pytest
+import torch
+
+from minidiff.data import scenes
+from minidiff.io.weights import load_state
+from minidiff.nets.reader import SCENE, THING
+from minidiff.pipeline import StableDiffusion
+from minidiff.train import pictures, recipes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """256 captioned pictures and their metadata.jsonl."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    drawn, shown = scenes.render(256, 32, seed=4)
+    for i, picture in enumerate(drawn):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    rows = [{"file_name": f"{i}.png", "text": scenes.caption(scene)} for i, scene in enumerate(shown)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder, tmp_path_factory):
+    """A model folder after two steps of clip, vae and unet."""
+    out = tmp_path_factory.mktemp("runs") / "own"
+    for name in ("clip", "vae", "unet"):
+        assert recipes.run(name, out=out, steps=2, device="cpu", data=folder) == out
+    return out
+
+
+def test_the_three_recipes_make_a_model_that_draws(model):
+    pipe = StableDiffusion.from_pretrained(model, device="cpu")
+    assert pipe("a red house", steps=2)[0].size == (32, 32)
+    z = pipe.vae.encode(pictures.to_unit(load_state(model / "train/pictures-32-photos0.safetensors")["pictures"]))
+    assert abs(z.std().item() - 1) < 0.05  # the scale factor gives latents of unit variance
+
+
+def test_every_recipe_leaves_a_log_a_checkpoint_and_pictures(model):
+    for name in ("clip", "vae", "unet"):
+        (row,) = map(json.loads, (model / f"logs/{name}.jsonl").read_text().splitlines())
+        assert row["step"] == 2 and {"loss", "images", "seconds"} <= row.keys()
+        assert (model / f"train/{name}/step-0000002/manifest.json").is_file()
+    assert all((model / f"train/{name}/samples/0000002.png").is_file() for name in ("vae", "unet"))
+
+
+def test_diffusers_loads_what_the_recipes_write(model):
+    from diffusers import StableDiffusionPipeline
+
+    theirs = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    assert theirs.scheduler.config.steps_offset == 1 and theirs.unet.config.sample_size == 8
+
+
+def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_path):
+    recipes.run("vae", out=model, steps=3, device="cpu", data=folder, resume=True)
+    assert (model / "train/vae/step-0000003").is_dir()
+    recipes.run("vae", out=tmp_path, steps=1, device="cpu", data=folder, init=model / "vae")
+    before, after = (load_state(path / "vae")["decoder.conv_in.weight"].float() for path in (model, tmp_path))
+    assert (before - after).abs().max() < 2e-3  # one warm-up step away, not a fresh start
+
+
+def test_latents_are_scaled_posterior_samples_in_the_making(model):
+    state = load_state(model / "train/latents-32-photos0.safetensors")
+    assert state["mean"].shape == state["std"].shape == (256, 4, 8, 8) and state["ids"].shape == (256, 1, 77)
+    assert (state["std"] > 0).all()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("options, sentence", [
+    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, vae, unet"),
+    ({"name": "vae", "size": 30}, "multiple of 16"),
+    ({"name": "vae", "steps": 0}, "at least 1 step"),
+    ({"name": "reader", "data": "photos"}, "cannot be trained on a folder"),
+    ({"name": "vae", "data": "no/such/folder"}, "no/such/folder"),
+])
+def test_bad_options_are_one_clear_sentence(options, sentence, tmp_path):
+    with pytest.raises((ValueError, OSError), match=sentence):
+        recipes.run(options.pop("name"), out=tmp_path, **options)
+
+
+@pytest.mark.quick
+def test_slots_say_what_stands_where():
+    scene = scenes.Scene("night", "sun", "sea", "boat", "pink", "large", "left", ("red", "house", "small"))
+    row = recipes.slots(scene)
+    names = {name: scenes.ATTRIBUTES[name] for name in (*SCENE, *THING)}
+    assert [names[name][row[name]] for name in SCENE] == ["night", "sun", "sea"]
+    assert row["object"] == [names["object"].index("boat"), 6, names["object"].index("house")]
+    assert row["color"] == [names["color"].index("pink"), -1, names["color"].index("red")]
+    assert row["size"] == [1, -1, 0]
+
+
+@pytest.mark.quick
+def test_drawing_in_several_processes_gives_the_same_pictures():
+    many, _ = pictures.draw(1500, 16, seed=3)
+    one, _ = scenes.render(1500, 16, seed=3)
+    assert torch.equal(many, one)
