@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
     Raises:
         ValueError, OSError: a setting out of range, a file that cannot be read or written, or one that exists.
     """
-    from minidiff.io.images import image_format, open_image, save_image, to_pil, to_unit
+    from minidiff.io import images as io
     from minidiff.pipeline import StableDiffusion
     from minidiff.settings import Settings
     from minidiff.teach.film import check_suffix, frame, thin
@@ -53,16 +52,16 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
     Settings(seed=seed, num_images=num_images, **settings)
     targets = _targets(out, 1 if grid else num_images)
     for path in targets:
-        image_format(path)
+        io.image_format(path)
     if film is not None:
         check_suffix(film)
     if init_image is not None:
-        init_image = open_image(init_image)
+        init_image = io.open_image(init_image)
     pipe = StableDiffusion.from_pretrained(model)
     if init_image is not None:
-        settings["image"] = _fit(init_image, pipe.size)
+        settings["image"] = io.fit(init_image, pipe.size)
     copies = [_large(path) for path in targets] if pipe.size < SMALL else []
-    _check_writable([*targets, *copies, *([Path(film)] if film else [])], overwrite)
+    io.check_writable([*targets, *copies, *([Path(film)] if film else [])], overwrite)
     if model == "mini-sd":
         _warn_unknown(prompt)
 
@@ -76,13 +75,13 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
                 bar.update(i > 0)
                 if first == 0 and i in moments:
                     frames.append(frame(pipe, step))
-            images += to_pil(to_unit(pipe.decode(step.x)))
+            images += io.to_pil(io.to_unit(pipe.decode(step.x)))
     written = []
     for path, image in zip(targets, [_sheet(images)] if grid else images, strict=True):
-        save_image(image, path)
+        io.save_image(image, path)
         written.append(path)
         if copies:
-            save_image(_enlarge(image, max(2, SMALL // pipe.size)), _large(path))
+            io.save_image(io.enlarge(image, max(2, SMALL // pipe.size)), _large(path))
             written.append(_large(path))
     if film is not None:
         write_film(frames, film)
@@ -116,9 +115,10 @@ def recipes() -> dict[str, str]:
 def evaluate(model: str | Path = "mini-sd", *, n: int = 1000, json_file: str | Path | None = None) -> dict:
     """Measure how well a model's pictures show what their prompts say: see `minidiff.evaluate.evaluate`."""
     from minidiff.evaluate import evaluate as measure
+    from minidiff.io.images import check_writable
 
     if json_file is not None:
-        _check_writable([Path(json_file)], overwrite=True)
+        check_writable([Path(json_file)], overwrite=True)
     return measure(model, n=n, json_path=json_file, progress=True)
 
 
@@ -156,8 +156,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def format_help(self) -> str:
-        vocabulary = f"\n{_vocabulary()}\n" if self.prog.endswith("generate") else ""
-        return super().format_help() + vocabulary
+        if not self.prog.endswith("generate"):
+            return super().format_help()
+        lines = [f"  {name:8} {', '.join(words)}" for name, words in _attributes().items()]
+        return super().format_help() + "\n".join(["\nwhat mini-sd can draw:", *lines, ""])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -266,36 +268,6 @@ def _large(path: Path) -> Path:
     return path.with_stem(f"{path.stem}-large")
 
 
-def _check_writable(paths: list[Path], overwrite: bool) -> None:
-    """ValueError or OSError unless every file can be written; nothing is changed but that missing folders are made."""
-    if len(set(paths)) < len(paths):
-        raise ValueError(f"two files to write have the same name: {', '.join(map(str, paths))}")
-    for path in paths:
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; give the name of a file")
-        if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; --overwrite replaces it, another --out keeps it")
-    for folder in {path.parent for path in paths}:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ValueError(f"cannot write into {folder}: {error.strerror}") from error
-
-
-def _fit(image: Image.Image, side: int) -> Image.Image:
-    from PIL import Image, ImageOps
-
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
-
-
-def _enlarge(image: Image.Image, scale: int) -> Image.Image:
-    from PIL import Image
-
-    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
-
-
 def _sheet(images: list[Image.Image]) -> Image.Image:
     from minidiff.data.scenes import contact_sheet
 
@@ -306,15 +278,15 @@ def _warn_unknown(prompt: str) -> None:
     from minidiff.data.scenes import unknown_words
 
     if unknown := unknown_words(prompt):
-        warnings.warn(f"mini-sd has never seen: {', '.join(unknown)}. {_vocabulary()}", stacklevel=3)
+        known = "; ".join(" ".join(words) for words in _attributes().values())
+        warnings.warn(f"mini-sd has never seen: {', '.join(unknown)}. It draws {known}. For example: {EXAMPLE!r}",
+                      stacklevel=3)
 
 
-def _vocabulary() -> str:
+def _attributes() -> dict[str, tuple[str, ...]]:
     from minidiff.data.scenes import ATTRIBUTES
 
-    words = {name: ", ".join(values) for name, values in ATTRIBUTES.items()}
-    return (f"mini-sd draws a {words['size']} {words['object']} in {words['color']}; {words['place']}; on "
-            f'{words["ground"]}; {words["time"]}; with {words["sky"]}. For example: "{EXAMPLE}"')
+    return ATTRIBUTES
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
     """n noise-to-signal ratios, equal steps in their rho-th root (Karras et al., arXiv 2206.00364, eq. 5).
 
     >>> [round(u, 2) for u in karras(3, 10.0, 0.1)]
-    [10.0, 1.64, 0.1]
+    [10.0, 1.45, 0.1]
     """
     a, b = high ** (1 / rho), low ** (1 / rho)
     return [(a + (i / (n - 1) if n > 1 else 0.0) * (b - a)) ** rho for i in range(n)]

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -134,6 +135,13 @@ def test_no_file_in_git_is_over_16_mib():
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     sizes = {name: (ROOT / name).stat().st_size for name in listing.split("\0") if (ROOT / name).is_file()}
     assert {name: size for name, size in sizes.items() if size > 16 * 2**20} == {}
+
+
+@pytest.mark.quick
+def test_shipped_text_encoder_tells_transformers_to_compute_in_float32():
+    """Else `StableDiffusionPipeline.from_pretrained("data/mini-sd")` mixes float16 with the U-Net's float32 and fails."""
+    config = json.loads(read("data/mini-sd/text_encoder/config.json"))
+    assert (config["dtype"], config["bos_token_id"]) == ("float32", config["eos_token_id"] - 1)
 
 
 @pytest.mark.quick

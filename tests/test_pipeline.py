@@ -200,6 +200,9 @@ def test_in_float16_the_vae_stays_float32(folder):
     half = StableDiffusion.from_pretrained(folder, device="cpu", dtype=torch.float16)
     assert half.unet.conv_in.weight.dtype == torch.float16
     assert {p.dtype for p in half.vae.parameters()} == {torch.float32}
+    half = StableDiffusion.from_pretrained(folder, device="cpu").to(dtype=torch.float16)
+    assert half.unet.conv_in.weight.dtype == torch.float16
+    assert {p.dtype for p in half.vae.parameters()} == {torch.float32}
 
 
 def test_a_missing_model_is_named(tmp_path):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,43 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     data = io.BytesIO()
     image.save(data, image_format(path), quality=95)
     write_atomic(path, data.getvalue())
+
+
+def check_writable(paths: list[Path], overwrite: bool = False) -> None:
+    """ValueError unless every file can be written; nothing is changed but that missing folders are made.
+
+    >>> check_writable([Path(__file__)])
+    Traceback (most recent call last):
+    ValueError: ...images.py exists; --overwrite replaces it, another --out keeps it
+    """
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"two files to write have the same name: {', '.join(map(str, paths))}")
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; give the name of a file")
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path} exists; --overwrite replaces it, another --out keeps it")
+    for folder in {path.parent for path in paths}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write into {folder}: {error.strerror}") from error
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """The middle square of a picture, resized."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def enlarge(image: Image.Image, scale: int) -> Image.Image:
+    """A picture to look at: smooth, `scale` times as large."""
+    from PIL import Image
+
+    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
 
 
 def image_format(path: str | Path) -> str:

@@ -161,7 +161,11 @@ def sinusoid(t: Tensor, dim: int, *, flip: bool = True, shift: float = 0.0) -> T
 
 
 class Embedding(nn.Module):
-    """Linear, SiLU, Linear on a vector; with `cond`, a second vector is added in first (LCM's guidance weight)."""
+    """Linear, SiLU, Linear on a vector; with `cond`, a second vector is added in first (LCM's guidance weight).
+
+    >>> Embedding(4, 16)(sinusoid(torch.tensor([500.0]), 4)).shape
+    torch.Size([1, 16])
+    """
 
     def __init__(self, inputs: int, emb: int, cond: int | None = None):
         super().__init__()
@@ -182,6 +186,9 @@ class ResBlock(nn.Module):
     Args:
         ch, out: channels in and out; a 1×1 convolution carries the shortcut where they differ.
         emb: width of the time embedding, None in the VAE. `forward` takes SiLU(emb), computed once for all blocks.
+
+    >>> ResBlock(8, 12, emb=16, groups=4, eps=1e-5)(torch.ones(1, 8, 4, 4), torch.ones(1, 16)).shape
+    torch.Size([1, 12, 4, 4])
     """
 
     def __init__(self, ch: int, out: int, emb: int | None, groups: int, eps: float):
@@ -208,7 +215,11 @@ def silu(x: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """3×3 convolution with stride 2. Padding 1 all around (U-Net), or right and bottom only (VAE, padding 0)."""
+    """3×3 convolution with stride 2. Padding 1 all around (U-Net), or right and bottom only (VAE, padding 0).
+
+    >>> Downsample(2)(torch.ones(1, 2, 8, 6)).shape
+    torch.Size([1, 2, 4, 3])
+    """
 
     def __init__(self, ch: int, padding: int = 1):
         super().__init__()
@@ -220,7 +231,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement, twofold or to a given size, then a 3×3 convolution."""
+    """Nearest-neighbour enlargement, twofold or to a given size, then a 3×3 convolution.
+
+    >>> Upsample(2)(torch.ones(1, 2, 4, 3)).shape
+    torch.Size([1, 2, 8, 6])
+    """
 
     def __init__(self, ch: int):
         super().__init__()
