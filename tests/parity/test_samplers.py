@@ -74,7 +74,7 @@ def assert_same(mine, reference, tolerance=1e-5):
     assert (mine - reference).abs().max() <= tolerance * reference.abs().max()
 
 
-@pytest.mark.parametrize("n", [2, 4, 10, 20, 50])
+@pytest.mark.parametrize("n", [4, 10, 20, 50])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name, config", CASES)
 def test_sampler_equals_diffusers(name, config, kind, n):
