@@ -56,6 +56,9 @@ class Grid(tuple):
         self = super().__new__(cls, levels)
         if len(self) < 2:
             raise ValueError(f"a grid needs at least 2 levels, this one has {len(self)}")
+        for level in self:
+            if not all(map(math.isfinite, level)):
+                raise ValueError(f"a grid's levels are finite numbers, not {tuple(level)}; alpha = 0 needs sigma = 1")
         for now, nxt in zip(self, self[1:]):
             if not nxt.sigma * now.alpha <= now.sigma * nxt.alpha:
                 raise ValueError(f"a grid runs from noise to data, but t = {now.t:g} is followed by t = {nxt.t:g}")

@@ -169,12 +169,16 @@ class StableDiffusion:
             raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
         return image
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model in diffusers' layout: safetensors, configs, tokenizer, model_index.json."""
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model in diffusers' layout: safetensors, configs, tokenizer, model_index.json.
+
+        Args:
+            dtype: of the numbers in the files; None: that of the networks.
+        """
         folder = Path(folder)
-        self.unet.save_pretrained(folder / "unet")
-        self.vae.save_pretrained(folder / "vae")
-        self.text.encoder.save_pretrained(folder / "text_encoder")
+        self.unet.save_pretrained(folder / "unet", dtype)
+        self.vae.save_pretrained(folder / "vae", dtype)
+        self.text.encoder.save_pretrained(folder / "text_encoder", dtype)
         save_tokenizer(self.text.tokenizer, folder / "tokenizer")
         parts = {"scheduler": ["diffusers", self.scheduler["_class_name"]], "vae": ["diffusers", "AutoencoderKL"],
                  "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],

@@ -139,7 +139,7 @@ def test_no_file_in_git_is_over_16_mib():
 
 @pytest.mark.quick
 def test_shipped_text_encoder_tells_transformers_to_compute_in_float32():
-    """Else `StableDiffusionPipeline.from_pretrained("data/mini-sd")` mixes float16 with the U-Net's float32 and fails."""
+    """Else diffusers' pipeline, loaded without a dtype, mixes its float16 with the U-Net's float32, and fails."""
     config = json.loads(read("data/mini-sd/text_encoder/config.json"))
     assert (config["dtype"], config["bos_token_id"]) == ("float32", config["eos_token_id"] - 1)
 

@@ -26,7 +26,8 @@ def test_shipped_reader_is_right_on_fresh_drawings(shipped):
 def test_shipped_reader_sees_both_objects(shipped):
     pictures, drawn = scenes.render(300, 32, seed=78, held_out=None, second=1.0)
     colors, objects = scenes.ATTRIBUTES["color"], scenes.ATTRIBUTES["object"]
-    truth = [Counter((colors.index(c), objects.index(o)) for c, o in ((s.color, s.object), s.second[:2])) for s in drawn]
+    named = [((s.color, s.object), s.second[:2]) for s in drawn]
+    truth = [Counter((colors.index(c), objects.index(o)) for c, o in pairs) for pairs in named]
     right = sum(a == b for a, b in zip(shipped.things(pictures.float() / 127.5 - 1), truth))
     assert right >= 0.97 * len(drawn)
 

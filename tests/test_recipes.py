@@ -9,6 +9,7 @@ from minidiff.io.weights import load_state
 from minidiff.nets.reader import SCENE, THING
 from minidiff.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
+from minidiff.train.trainer import Run
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +58,21 @@ def test_diffusers_loads_what_the_recipes_write(model):
 
 
 def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_path):
-    recipes.run("vae", out=model, steps=3, device="cpu", data=folder, resume=True)
-    assert (model / "train/vae/step-0000003").is_dir()
+    recipes.run("unet", out=model, steps=3, device="cpu", data=folder, resume=True)
+    assert (model / "train/unet/step-0000003").is_dir()
     recipes.run("vae", out=tmp_path, steps=1, device="cpu", data=folder, init=model / "vae")
     before, after = (load_state(path / "vae")["decoder.conv_in.weight"].float() for path in (model, tmp_path))
     assert (before - after).abs().max() < 2e-3  # one warm-up step away, not a fresh start
 
 
-def test_latents_are_scaled_posterior_samples_in_the_making(model):
-    state = load_state(model / "train/latents-32-photos0.safetensors")
-    assert state["mean"].shape == state["std"].shape == (256, 4, 8, 8) and state["ids"].shape == (256, 1, 77)
-    assert (state["std"] > 0).all()
+def test_latents_are_cached_until_the_vae_changes(model, folder):
+    settings = Run(model, 1, device="cpu")
+    mean, std, ids = pictures.latents(settings, 32, folder)
+    assert mean.shape == std.shape == (256, 4, 8, 8) and ids.shape == (256, 1, 77) and (std > 0).all()
+    assert len(list(model.glob("train/latents-*"))) == 1
+    recipes.run("vae", out=model, steps=3, device="cpu", data=folder, resume=True)
+    assert not torch.equal(pictures.latents(settings, 32, folder)[0], mean)
+    assert len(list(model.glob("train/latents-*"))) == 2
 
 
 @pytest.mark.quick

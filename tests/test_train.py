@@ -59,7 +59,7 @@ def test_resume_skips_a_damaged_checkpoint(tmp_path):
         return loss(model, step, share)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", objective=killed)
+        fit(tmp_path / "cut", objective=killed, resume=True)
     newest = sorted((tmp_path / "cut/train/toy").glob("step-*"))[-1]
     data = bytearray((newest / "net.safetensors").read_bytes())
     data[-1] ^= 1
@@ -70,6 +70,12 @@ def test_resume_skips_a_damaged_checkpoint(tmp_path):
 def test_resume_without_a_checkpoint_is_a_clear_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to resume"):
         fit(tmp_path, resume=True)
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    fit(tmp_path, 10)
+    with pytest.raises(ValueError, match="holds a run already; --resume continues it"):
+        fit(tmp_path, 10)
 
 
 def test_log_has_one_line_per_fifty_steps_also_after_a_resume(tmp_path):

@@ -1,6 +1,7 @@
 """What the recipes learn from: drawings or a folder of captioned pictures, and their latents, made once and cached."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -15,8 +16,9 @@ from torch import Tensor
 from minidiff.data import files, scenes
 from minidiff.io.weights import load_state, save_state
 from minidiff.nets.vae import VAE
+from minidiff.pipeline import default_device
 from minidiff.text import load_tokenizer, tokenize
-from minidiff.train.trainer import Run, pick_device
+from minidiff.train.trainer import Run
 
 DRAWINGS = 120_000  # pictures that CLIP, VAE and U-Net share
 WORDINGS = 4        # captions kept for each of them
@@ -51,10 +53,15 @@ def _draw_chunk(work: Callable, n: int, first: int):
     return work(n, first=first)
 
 
+def cache_name(size: int, data: Path | None) -> str:
+    """What tells the caches of one model folder apart."""
+    return f"{size}-{data.resolve().name}" if data else str(size)
+
+
 def dataset(run: Run, size: int, data: Path | None) -> tuple[Tensor, list[list[str]]]:
     """Pictures (n,3,size,size) uint8 and the captions of each, drawn (or read from `data`) once and cached."""
-    name = f"pictures-{size}-{data.resolve().name}" if data else f"pictures-{size}"
-    cache, words = run.out / "train" / f"{name}.safetensors", run.out / "train" / f"{name}.jsonl"
+    cache = run.out / "train" / f"pictures-{cache_name(size, data)}.safetensors"
+    words = cache.with_suffix(".jsonl")
     if not (cache.is_file() and words.is_file()):
         cache.parent.mkdir(parents=True, exist_ok=True)
         if data:
@@ -77,18 +84,23 @@ def tokenize_all(tokenizer, captions: list[list[str]]) -> Tensor:
 
 
 def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled posterior means and stds (n,C,h,w) float16 and caption ids (n,wordings,77), cached in out/train."""
+    """Scaled posterior means and stds (n,C,h,w) float16 and caption ids (n,wordings,77), cached in out/train.
+
+    The file's name has a digest of the VAE and the vocabulary that made it: others make another file.
+    """
     from tqdm import tqdm
 
-    cache = run.out / "train" / (f"latents-{size}-{data.resolve().name}.safetensors" if data
-                                 else f"latents-{size}.safetensors")
+    sources = [*(run.out / "vae").glob("*.safetensors"), run.out / "tokenizer" / "merges.txt"]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    cache = run.out / "train" / f"latents-{cache_name(size, data)}-{digest[:8]}.safetensors"
     if not cache.is_file():
         pictures, captions = dataset(run, size, data)
-        net = VAE.from_pretrained(run.out / "vae", device=pick_device(run.device)).eval()
+        device = run.device or default_device()
+        net = VAE.from_pretrained(run.out / "vae", device=device)
         means, stds = [], []
         with torch.inference_mode():
             for part in tqdm(pictures.split(256), "latents", unit="batch"):
-                mean, logvar = net.moments(to_unit(part).to(pick_device(run.device)))
+                mean, logvar = net.moments(to_unit(part).to(device))
                 means.append((net.config.scaling_factor * mean).half().cpu())
                 stds.append((net.config.scaling_factor * (0.5 * logvar).exp()).half().cpu())
         save_state({"mean": torch.cat(means), "std": torch.cat(stds),

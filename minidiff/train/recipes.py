@@ -4,7 +4,6 @@ clip and vae learn from drawings, unet from cached latents; all three write part
 """
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,12 +18,12 @@ from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVisionConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
-from minidiff.pipeline import StableDiffusion
+from minidiff.pipeline import StableDiffusion, default_device
 from minidiff.schedule import SD
-from minidiff.text import load_tokenizer, tokenize, train_tokenizer
+from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
 from minidiff.train.pictures import dataset, draw, latents, sheet, to_unit, tokenize_all
-from minidiff.train.trainer import Run, batch_indices, generator, pick_device, train
+from minidiff.train.trainer import Run, batch_indices, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
              "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", "timestep_spacing": "leading",
@@ -124,7 +123,7 @@ def unet(run: Run, *, size: int = 32, data: Path | None = None, init: Path | Non
                         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
     net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
-    text.to(pick_device(run.device))
+    text.to(run.device or default_device())
 
     def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(means), 64, step, run.seed)[share]
@@ -178,17 +177,9 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
 
 
 def save_pipeline(net: UNet, out: Path) -> None:
-    """Write the U-Net and what makes the folder a diffusers pipeline: the scheduler's config and model_index.json."""
-    net.save_pretrained(out / "unet", dtype=torch.float16)
-    (out / "scheduler").mkdir(exist_ok=True)
-    (out / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2) + "\n")
-    parts = {"scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-             "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None], "feature_extractor": [None, None],
-             "image_encoder": [None, None]}
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
-             "requires_safety_checker": False, **parts}
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    """Write the U-Net and all that makes the folder a model in diffusers' layout, in float16."""
+    text, vae = Text.from_pretrained(out), VAE.from_pretrained(out / "vae")
+    StableDiffusion(text, net, vae, SCHEDULER).save_pretrained(out, dtype=torch.float16)
 
 
 def seeded(build: Callable, seed: int):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minidiff.io.weights import load_state, save_state
+from minidiff.pipeline import default_device
 from minidiff.train.ema import EMA
 
 
@@ -86,14 +87,9 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: 
 
 
 def precision(device: str) -> str:
-    """"bf16" where it is fast (CUDA, CPUs with AVX512-BF16 or AMX), else "no": on AVX2 it is 130 times slower."""
-    fast = device == "cuda" or (device == "cpu" and torch.cpu._is_avx512_bf16_supported())
-    return "bf16" if fast else "no"
-
-
-def pick_device(device: str | None) -> str:
-    """`device`, or the best there is: cuda, mps, cpu."""
-    return device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    """"bf16" where it is fast (CUDA, CPUs with AVX512-BF16), else "no": on AVX2 it is 130 times slower."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public name for it
+    return "bf16" if device == "cuda" or (device == "cpu" and native()) else "no"
 
 
 class Objective(nn.Module):
@@ -123,7 +119,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         ema: decay of the average. sample: averaged net -> PIL picture, drawn at every checkpoint.
 
     Raises:
-        ValueError: nothing to resume from, or the loss became NaN or infinite.
+        ValueError: nothing to resume from, or a run that would be overwritten; the loss became NaN or infinite.
         KeyboardInterrupt: passed on after a checkpoint is written.
     """
     from accelerate import Accelerator
@@ -131,9 +127,11 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
 
     if run.threads:
         torch.set_num_threads(run.threads)
-    device = pick_device(run.device)
+    device = run.device or default_device()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision(device))
     work, log_path = Path(run.out) / "train" / name, Path(run.out) / "logs" / f"{name}.jsonl"
+    if not run.resume and any(work.glob("step-*")):
+        raise ValueError(f"{work} holds a run already; --resume continues it, another --out keeps it")
     average = EMA(net.to(accelerator.device), ema)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
     step, spent = resume(work, net, average, optimizer) if run.resume else (0, 0.0)
