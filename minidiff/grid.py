@@ -10,20 +10,29 @@ from torch import Tensor
 
 from minidiff.schedule import SD, Discrete, Flow, Level
 
-# How each diffusers class makes its list of times: (spacing where the config has none, coordinates)
+# How each diffusers class makes its list of times: spacing where the config has none, coordinates, and the options that
+# it takes besides COMMON; like diffusers, we ignore the options of other classes
+SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 CLASSES = {
-    "DDIMScheduler": ("leading", "VP"), "DDPMScheduler": ("leading", "VP"),
-    "EulerDiscreteScheduler": ("linspace", "VE"), "EulerAncestralDiscreteScheduler": ("linspace", "VE"),
-    "LMSDiscreteScheduler": ("linspace", "VE"), "HeunDiscreteScheduler": ("linspace", "VE"),
-    "DPMSolverMultistepScheduler": ("linspace", "VP"),
+    "DDIMScheduler": ("leading", "VP", ("set_alpha_to_one",)),
+    "DDPMScheduler": ("leading", "VP", ()),
+    "EulerDiscreteScheduler": ("linspace", "VE", (*SIGMAS, "final_sigmas_type", "interpolation_type", "sigma_min",
+                                                  "sigma_max")),
+    "EulerAncestralDiscreteScheduler": ("linspace", "VE", ()),
+    "LMSDiscreteScheduler": ("linspace", "VE", SIGMAS),
+    "HeunDiscreteScheduler": ("linspace", "VE", SIGMAS),
+    "DPMSolverMultistepScheduler": ("linspace", "VP", (*SIGMAS, "final_sigmas_type", "use_lu_lambdas",
+                                                       "use_flow_sigmas")),
 }
-REFUSED = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+COMMON = ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
+REFUSED = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_min", "sigma_max")
 SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
              "set_alpha_to_one": False, "clip_sample": False}  # the explicit keys of SD 1.x's scheduler_config.json
 PRESETS = {
     "sd-ddim": {"_class_name": "DDIMScheduler"},
     "sd-ddpm": {"_class_name": "DDPMScheduler"},
     "sd-euler": {"_class_name": "EulerDiscreteScheduler"},
+    "sd-euler-ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
     "sd-euler-karras": {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
     "sd-heun": {"_class_name": "HeunDiscreteScheduler"},
     "sd-lms": {"_class_name": "LMSDiscreteScheduler"},
@@ -79,30 +88,34 @@ class Grid(tuple):
         return z if scale == 1 else scale * z
 
 
-def times(spacing: str, n: int, T: int, offset: int = 0) -> list[float]:
+def times(spacing: str, n: int, T: int, offset: int = 0, extra: int = 0) -> list[float]:
     """n training times from high to low: diffusers' `timestep_spacing`, before any rounding.
 
     leading: i·(T // n) + offset; linspace: T − 1 … 0 in equal steps; trailing: T − 1 and down in steps of T/n, whole.
+    DPM-Solver++ has the first n of n + 1 leading or linspace times: `extra` is then 1.
 
     Raises:
-        ValueError: n is not in 1 … T, the spacing is unknown, or the offset leads beyond T − 1.
+        ValueError: n is not in 1 … T − extra, the spacing is unknown, or the offset leads beyond T − 1.
 
     >>> times("leading", 4, 1000, 1), times("trailing", 3, 1000)
     ([751.0, 501.0, 251.0, 1.0], [999.0, 666.0, 332.0])
     """
-    if not 1 <= n <= T:
-        raise ValueError(f"{n} sampling steps; a schedule of {T} training steps allows 1 to {T}")
+    if not 1 <= n <= T - extra:
+        raise ValueError(f"{n} sampling steps; a schedule of {T} training steps allows 1 to {T - extra}")
+    whole = n + extra
     if spacing == "leading":
-        found = [float(i * (T // n) + offset) for i in reversed(range(n))]
+        found = [float(i * (T // whole) + offset) for i in reversed(range(extra, whole))]
         if found[0] > T - 1:
             raise ValueError(f"{n} steps with steps_offset {offset} would start at t = {found[0]:g}, after the last "
                              f"training time {T - 1}; take fewer steps")
         return found
     if spacing == "linspace":
-        return [(T - 1) * i / (n - 1) for i in reversed(range(n))] if n > 1 else [0.0]
+        step = (T - 1) / max(1, whole - 1)
+        return [float(T - 1), *(i * step for i in reversed(range(extra, whole - 1)))] if whole > 1 else [0.0]
     if spacing == "trailing":
         # NOTE: diffusers' arange has an (n+1)-th entry, t = −1, for 62 values of n: test_trailing_has_exactly_n_times
-        return [float(round(T - i * T / n) - 1) for i in range(n)]
+        step = (T - T / n) - T  # NumPy's arange has this rounded step, which decides ties such as 937.5
+        return [float(round(T + i * step) - 1) for i in range(n)]
     raise ValueError(f"timestep_spacing is {spacing!r}; supported are leading, linspace and trailing")
 
 
@@ -113,7 +126,7 @@ def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
     [10.0, 1.45, 0.1]
     """
     a, b = high ** (1 / rho), low ** (1 / rho)
-    return [(a + (i / (n - 1) if n > 1 else 0.0) * (b - a)) ** rho for i in range(n)]
+    return [high, *((a + i / (n - 1) * (b - a)) ** rho for i in range(1, n - 1)), low][:n]
 
 
 def preset(name: str, n: int, schedule: Discrete = SD) -> Grid:
@@ -142,6 +155,9 @@ def flow(n: int, shift: float = 1.0) -> Grid:
 def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     """The levels that diffusers visits for a `scheduler_config.json`; absent keys take the class's defaults.
 
+    To run another class on a checkpoint's config, replace `_class_name`: what that class does not know is ignored.
+    NOTE: diffusers' LMS and Heun ignore zero terminal SNR too, we do not: test_lms_and_heun_know_zero_terminal_snr.
+
     Args:
         config: `_class_name` one of CLASSES. n: steps. schedule: the noise levels, `Discrete.from_config(config)`.
 
@@ -150,21 +166,22 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
 
     Matches: diffusers' schedulers, tests/parity/test_samplers.py.
     """
-    name, get = config.get("_class_name"), config.get
+    name = config.get("_class_name")
     if name not in CLASSES:
         raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(CLASSES)}")
+    spacing, coordinates, known = CLASSES[name]
+    get = {key: value for key, value in config.items() if key in (*COMMON, *known)}.get
     for key in REFUSED:
         if get(key):
             raise ValueError(f"{name} with {key} is not supported")
     if get("interpolation_type", "linear") != "linear":
         raise ValueError(f"interpolation_type {get('interpolation_type')!r} is not supported; supported is linear")
-    spacing, coordinates = get("timestep_spacing") or CLASSES[name][0], CLASSES[name][1]
-    whole = name in ("DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler")
-    extra = name == "DPMSolverMultistepScheduler" and spacing != "trailing"  # one more time, and the last is left out
-    ts = times(spacing, n + extra, schedule.T, get("steps_offset", 0))[:n]
+    spacing, dpm = get("timestep_spacing") or spacing, name == "DPMSolverMultistepScheduler"
+    ts = times(spacing, n, schedule.T, get("steps_offset", 0), extra=int(dpm and spacing != "trailing"))
+    whole = coordinates == "VP"
     ts = [float(round(t)) for t in ts] if whole else ts
     nsr = schedule.nsr
-    if coordinates == "VE" or name == "DPMSolverMultistepScheduler":
+    if coordinates == "VE" or dpm:
         # NOTE: these classes cap an infinite sigma/alpha (zero terminal SNR) at alpha_bar = 2^-24
         nsr = [min(u, math.sqrt(2**24 - 1)) for u in nsr] if get("rescale_betas_zero_snr") else nsr
         us = [_interpolate(t, nsr) for t in ts]
@@ -174,7 +191,7 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
             ts = [float(round(t)) for t in ts] if whole else ts
     else:
         us = [nsr[int(t)] for t in ts]
-    first = {"DDIMScheduler": not get("set_alpha_to_one", True)}.get(name, get("final_sigmas_type") == "sigma_min")
+    first = not get("set_alpha_to_one", True) or get("final_sigmas_type") == "sigma_min"
     levels = [_level(t, u, coordinates) for t, u in zip([*ts, 0.0], [*us, nsr[0] if first else 0.0])]
     return Grid(levels, from_pure_noise=coordinates == "VE" and spacing != "leading")
 

@@ -147,7 +147,7 @@ def unet(run: Run, *, size: int = 32, data: Path | None = None, init: Path | Non
 
 
 RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 4_000, "unet": 8_000}  # those of the weights that ship
+STEPS = {"reader": 4_000, "clip": 900, "vae": 4_000, "unet": 5_500}  # those of the weights that ship
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 

@@ -35,6 +35,14 @@ CASES = [
     ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}),
     ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     ("DPMSolverMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}),
+]
+# what checkpoints' configs say that not every class understands
+OPTIONS = [
+    {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True},
+    {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"},
+    {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min", "interpolation_type": "linear"},
+    {"use_lu_lambdas": False, "sigma_min": None, "set_alpha_to_one": True, "timestep_spacing": "linspace"},
 ]
 
 
@@ -85,6 +93,37 @@ def test_sampler_equals_diffusers(name, config, kind, n):
         assert len(mine) == len(reference) == n
         for x, y in zip(mine, reference):
             assert_same(x, y)
+
+
+def visited(scheduler, n):
+    """diffusers' times and, where it has them, noise-to-signal ratios; Heun lists all but the first twice."""
+    scheduler.set_timesteps(n)
+    every = slice(1, None, 2) if "Heun" in type(scheduler).__name__ else slice(1, None)
+    return [[*row[:1].tolist(), *row[every].tolist()]
+            for row in (scheduler.timesteps, getattr(scheduler, "sigmas", None)) if row is not None]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", grid.CLASSES)
+def test_a_class_on_anothers_config_takes_only_the_options_it_knows(name, options):
+    reference = visited(getattr(diffusers, name).from_config({**BASE, **options}), 20)
+    if name == "DDIMScheduler":  # keeps alpha_bar
+        reference = reference[:1]
+    levels = grid.from_diffusers({**BASE, **options, "_class_name": name}, 20, SD)
+    mine = [[level.t for level in levels[:-1]], [level.sigma / level.alpha for level in levels]]
+    for found, row in zip(mine, reference):
+        assert found == pytest.approx(row, rel=1e-5, abs=1e-3)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_times_equal_diffusers_for_every_number_of_steps(name, spacing):
+    config = {**BASE, "timestep_spacing": spacing, "_class_name": name}
+    scheduler = getattr(diffusers, name).from_config(config)
+    for n in (*range(1, 103), 250, 333, 999):
+        if not (spacing == "trailing" and n == 61):  # test_trailing_has_exactly_n_times
+            levels = grid.from_diffusers(config, n, SD)
+            assert [level.t for level in levels[:-1]] == pytest.approx(visited(scheduler, n)[0], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
@@ -177,3 +216,26 @@ def test_a_slice_starts_lms_with_one_derivative():
     t = scheduler.timesteps[8]
     wrong = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x).prev_sample
     assert (wrong - states[1]).abs().max() > 1e-2 * states[1].abs().max()
+
+
+@pytest.mark.parametrize("name", ["LMSDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_lms_and_heun_know_zero_terminal_snr(name):
+    """diffusers' two classes drop `rescale_betas_zero_snr`, and feed the net states less noisy than t says."""
+    config = {**BASE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "_class_name": name}
+    trained = Discrete.from_config(config)
+    levels = grid.from_diffusers(config, 10, trained)
+    for t, alpha, sigma in levels[1:-1]:
+        a, s = trained(t)
+        assert sigma / alpha == pytest.approx(s / a, rel=1e-6)
+    theirs = visited(getattr(diffusers, name).from_config(config), 10)[1]
+    assert levels[1].sigma > 2 * theirs[1]
+
+
+def test_dpmpp_on_a_slice_counts_the_steps_it_takes_from_the_full_grid():
+    """20 steps cut to 10: the last one stays of order 2, as in the full run; by its length alone it would be of 1."""
+    config = {**BASE, "_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"}
+    part = grid.from_diffusers(config, 20, SD)[10:]
+    *_, last = samplers.dpmpp_2m(denoiser(net, "eps"), Z, part)
+    *_, full = samplers.dpmpp_2m(denoiser(net, "eps"), Z, part, lower_order_final=False)
+    *_, short = samplers.dpmpp_2m(denoiser(net, "eps"), Z, grid.Grid(part))
+    assert torch.equal(last.x, full.x) and (last.x - short.x).abs().max() > 1e-5

@@ -1,0 +1,189 @@
+"""Grids: the published times and noise levels, the start rules, slices, and every refusal with its sentence."""
+
+import math
+
+import pytest
+import torch
+
+from minidiff import grid
+from minidiff.grid import Grid, from_diffusers, karras, preset, times
+from minidiff.schedule import SD, Discrete, Level, zero_terminal_snr
+
+pytestmark = pytest.mark.quick
+DDIM, DDPM, EULER, HEUN = "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"
+ANCESTRAL, LMS, DPM = "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverMultistepScheduler"
+LEADING, TRAILING = {"timestep_spacing": "leading", "steps_offset": 1}, {"timestep_spacing": "trailing"}
+LINSPACE, KARRAS = {"timestep_spacing": "linspace"}, {"use_karras_sigmas": True}
+KARRAS_TIMES = [999, 916.284, 815.045, 687.153, 523.199, 327.147, 145.939, 40.857, 6.732, 0]
+DPM_TIMES = [999, 899, 799, 699, 599, 500, 400, 300, 200, 100]
+
+
+def falling(first, step):
+    return [first - i * step for i in range(10)]
+
+
+# class, options, the times of 10 steps, the first two and the last two sigma/alpha, the size of the start
+@pytest.mark.parametrize("name, options, ts, first, last, size", [
+    (DDIM, LEADING, falling(901, 100), None, None, 1),
+    (DDPM, LEADING, falling(901, 100), None, None, 1),
+    (DDIM, LINSPACE, falling(999, 111), None, None, 1),
+    (DDPM, TRAILING, falling(999, 100), None, None, 1),
+    (EULER, LEADING, falling(901, 100), (8.39069, 5.13443), (0.04131, 0), 8.450067),
+    (ANCESTRAL, LINSPACE, falling(999, 111), (14.61465, 7.83988), (0.02917, 0), 14.614647),
+    (LMS, TRAILING, falling(999, 100), (14.61465, 8.30281), (0.34167, 0), 14.614647),
+    (EULER, KARRAS, KARRAS_TIMES, (14.61465, 9.10294), (0.02917, 0), 14.614647),
+    (LMS, KARRAS, KARRAS_TIMES, (14.61465, 9.10294), (0.02917, 0), 14.614647),
+    (HEUN, {}, falling(999, 111), (14.61465, 7.83988), (0.02917, 0), 14.614647),
+    (DPM, {}, DPM_TIMES, (14.61465, 8.30281), (0.34393, 0), 1),
+    (DPM, LEADING, falling(901, 90), (8.39069, 5.37634), (0.32353, 0), 1),
+    (DPM, KARRAS, [round(t) for t in KARRAS_TIMES], (14.61465, 9.10294), (0.02917, 0), 1),
+])
+def test_ten_steps_are_the_published_ones(name, options, ts, first, last, size):
+    levels = from_diffusers({"_class_name": name, **options}, 10, SD)
+    assert [level.t for level in levels] == pytest.approx([*ts, 0], abs=1e-3)
+    nsr = [level.sigma / level.alpha for level in levels]
+    assert nsr[:2] + nsr[-2:] == pytest.approx([*(first or (SD.nsr[ts[0]], SD.nsr[ts[1]])),
+                                                *(last or (SD.nsr[ts[-1]], 0))], abs=6e-6)
+    assert levels.start(torch.ones(1)).item() == pytest.approx(size, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [DDIM, DDPM, DPM])
+def test_these_grids_are_variance_preserving(name):
+    assert all(math.hypot(a, s) == pytest.approx(1) for _, a, s in from_diffusers({"_class_name": name}, 10, SD))
+
+
+@pytest.mark.parametrize("name, cap", [(DDIM, math.inf), (EULER, 4096), (DPM, 4096)])
+def test_zero_terminal_snr_starts_at_alpha_zero_or_at_the_published_cap(name, cap):
+    config = {"_class_name": name, "rescale_betas_zero_snr": True, **TRAILING}
+    levels = from_diffusers(config, 10, Discrete(zero_terminal_snr(SD.alpha_bar)))
+    if name == DDIM:
+        assert levels[0] == (999.0, 0.0, 1.0)
+    else:
+        assert levels[0].sigma / levels[0].alpha == pytest.approx(cap, rel=1e-6)
+    assert levels[1].sigma / levels[1].alpha == pytest.approx(18.13006, rel=1e-5)
+
+
+def test_the_last_level_is_clean_or_the_first_of_the_table():
+    ends = {"set_alpha_to_one": False}, {"final_sigmas_type": "sigma_min"}, {"final_sigmas_type": "sigma_min"}
+    for name, end in zip((DDIM, EULER, DPM), ends):
+        first = from_diffusers({"_class_name": name, **end}, 10, SD)[-1]
+        assert first.t == 0 and first.sigma / first.alpha == pytest.approx(0.029167535, rel=2e-6)
+        assert from_diffusers({"_class_name": name}, 10, SD)[-1] == (0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("options, scale", [(LEADING, math.hypot(1, 8.39069)), (LINSPACE, 14.614647),
+                                            (TRAILING, 14.614647)])
+def test_start_has_full_variance_for_leading_and_pure_noise_otherwise(options, scale):
+    z = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    levels = from_diffusers({"_class_name": EULER, **options}, 10, SD)
+    torch.testing.assert_close(levels.start(z), scale * z)
+    vp = from_diffusers({"_class_name": DDIM, **options}, 10, SD)
+    torch.testing.assert_close(vp.start(z), z)
+
+
+def test_slices_keep_the_start_rule_and_the_full_number_of_steps():
+    for levels in (preset("sd-euler", 20), preset("sd-ddim", 20)):
+        part = levels[12:]
+        assert type(part) is Grid and part.n == 20 and part.from_pure_noise == levels.from_pure_noise
+        assert tuple(part) == tuple(levels)[12:] and part[3:][0] == levels[15] and part[3:].n == 20
+        assert type(levels[3]) is Level
+    assert preset("sd-euler", 20)[12:].start(torch.ones(1)).item() == pytest.approx(preset("sd-euler", 20)[12].sigma)
+    assert type(preset("sd-ddim", 4)[3:4]) is tuple
+
+
+def test_noise_must_fall():
+    noisy, clean = Level(900.0, 0.1, 0.9), Level(0.0, 1.0, 0.0)
+    assert Grid([noisy, clean]).n == 1
+    with pytest.raises(ValueError, match="runs from noise to data, but t = 0 is followed by t = 900"):
+        Grid([clean, noisy])
+    with pytest.raises(ValueError, match="at least 2 levels, this one has 1"):
+        Grid([noisy])
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_levels_must_be_finite(bad, place):
+    levels = [Level(900.0, 1.0, 9.0), Level(500.0, 1.0, 2.0), Level(0.0, 1.0, 0.0)]
+    levels[place] = levels[place]._replace(sigma=bad)
+    with pytest.raises(ValueError):
+        Grid(levels)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_steps_must_fit_the_schedule(spacing):
+    for n in (0, -1, 1001):
+        with pytest.raises(ValueError, match=f"{n} sampling steps; a schedule of 1000 training steps allows 1 to 1000"):
+            times(spacing, n, 1000)
+    for n in (1, 2, 7, 999, 1000):
+        found = times(spacing, n, 1000)
+        assert len(found) == n and found == sorted(found, reverse=True) and 0 <= found[-1] <= found[0] <= 999
+
+
+def test_an_offset_beyond_the_last_training_time_is_an_error():
+    with pytest.raises(ValueError, match="1000 steps with steps_offset 1 would start at t = 1000, after the last"):
+        times("leading", 1000, 1000, 1)
+    with pytest.raises(ValueError, match="take fewer steps"):
+        preset("sd-ddim", 1000)
+    assert times("leading", 999, 1000, 1)[0] == 999
+
+
+def test_karras_levels_are_equally_spaced_in_the_seventh_root():
+    found = karras(6, 14.6, 0.03)
+    roots = [u ** (1 / 7) for u in found]
+    steps = [b - a for a, b in zip(roots, roots[1:])]
+    assert (found[0], found[-1]) == pytest.approx((14.6, 0.03)) and steps == pytest.approx([steps[0]] * 5)
+
+
+@pytest.mark.parametrize("name", grid.PRESETS)
+@pytest.mark.parametrize("n", [1, 2, 50])
+def test_every_preset_has_n_steps_down_to_little_noise(name, n):
+    levels = preset(name, n)
+    assert len(levels) == n + 1 and levels.n == n and levels[-1].sigma <= 0.0292
+
+
+def test_what_is_unknown_is_named_with_what_there_is():
+    with pytest.raises(ValueError, match="unknown grid 'sd-magic'; there are sd-ddim, sd-ddpm, sd-euler"):
+        preset("sd-magic", 10)
+    with pytest.raises(ValueError, match="timestep_spacing is 'even'; supported are leading, linspace and trailing"):
+        times("even", 10, 1000)
+    with pytest.raises(ValueError, match="scheduler 'KDPM2DiscreteScheduler' is not supported; supported are DDIM"):
+        from_diffusers({"_class_name": "KDPM2DiscreteScheduler"}, 10, SD)
+    with pytest.raises(ValueError, match="interpolation_type 'log_linear' is not supported; supported is linear"):
+        from_diffusers({"_class_name": EULER, "interpolation_type": "log_linear"}, 10, SD)
+
+
+@pytest.mark.parametrize("key", grid.REFUSED)
+def test_an_option_that_would_change_the_levels_is_refused_by_name(key):
+    for name, (_, _, known) in grid.CLASSES.items():
+        plain = from_diffusers({"_class_name": name}, 10, SD)
+        assert from_diffusers({"_class_name": name, key: None}, 10, SD) == plain
+        if key in known:
+            with pytest.raises(ValueError, match=f"{name} with {key} is not supported"):
+                from_diffusers({"_class_name": name, key: True}, 10, SD)
+        else:  # another class's option, left over in a checkpoint's config
+            assert from_diffusers({"_class_name": name, key: True}, 10, SD) == plain
+
+
+@pytest.mark.parametrize("name", [ANCESTRAL, DDIM, DDPM])
+def test_options_of_other_classes_do_not_move_the_levels(name):
+    left_over = {**KARRAS, "final_sigmas_type": "sigma_min", "interpolation_type": "log_linear"}
+    assert from_diffusers({"_class_name": name, **left_over}, 10, SD) == from_diffusers({"_class_name": name}, 10, SD)
+
+
+@pytest.mark.parametrize("name", [EULER, DPM])
+def test_karras_levels_may_end_on_the_lowest_of_the_table(name):
+    levels = from_diffusers({"_class_name": name, **KARRAS, "final_sigmas_type": "sigma_min"}, 10, SD)
+    assert levels[-2].sigma / levels[-2].alpha == pytest.approx(SD.nsr[0], rel=1e-12) and levels[-1] == levels[-2]
+
+
+def test_dpmpp_needs_one_time_more_than_steps():
+    assert from_diffusers({"_class_name": DPM}, 999, SD).n == 999
+    for n in (0, 1000):
+        with pytest.raises(ValueError, match=f"{n} sampling steps; .* allows 1 to 999"):
+            from_diffusers({"_class_name": DPM}, n, SD)
+
+
+def test_flow_runs_from_pure_noise_to_data_on_the_straight_line():
+    levels = grid.flow(10, shift=3.0)
+    assert levels[0] == (1000.0, 0.0, 1.0) and levels[-1] == (0.0, 1.0, 0.0) and levels.n == 10
+    assert all(a + s == pytest.approx(1) and t == pytest.approx(1000 * s) for t, a, s in levels)

@@ -1,0 +1,339 @@
+"""Samplers against published numbers and closed forms: orders, coordinates, statistics, gradients."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from minidiff import grid, samplers
+from minidiff.grid import Grid, from_diffusers, preset
+from minidiff.prediction import Pred, denoiser, target
+from minidiff.samplers import SAMPLERS, lagrange_integrals
+from minidiff.schedule import SD, Discrete, Level, zero_terminal_snr
+from tests.exact import GAUSSIAN, TWO, moved
+
+pytestmark = pytest.mark.quick
+LEADING = {"timestep_spacing": "leading"}
+X = torch.linspace(-1.5, 1.5, 8, dtype=torch.float64)
+
+
+def last(sampler, denoise, x, levels, **options):
+    *_, step = sampler(denoise, x, levels, **options)
+    return step.x
+
+
+def draws(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+
+def curved(x, t):
+    """A net that is not linear in x and depends on t."""
+    return torch.tanh(x + 0.3) * (0.6 + 0.4 * t / 1000) + 0.15 * x
+
+
+# --- published trajectories
+
+@pytest.mark.parametrize("sampler, name, more, kind, states, end", [
+    ("ddim", "sd-ddim", {}, "eps", [1.241909, 1.490645, 1.725596, 1.925714], 1.866493),
+    ("ddim", "sd-ddim", {}, "v", [0.953082, 0.892155, 0.819720, 0.740089], 0.315478),
+    ("ddim", "sd-ddim", {"timestep_spacing": "trailing", "set_alpha_to_one": True}, "eps",
+     [1.298812, 1.630119, 1.970875, 2.293199], 2.480543),
+    ("ddpm", "sd-ddpm", {}, "eps", [2.209681, 2.077207, 0.637150, 0.926625], -0.113731),
+    ("lms", "sd-lms", {}, "eps", [10.557692, 7.946513, 6.257673, 5.117169], 2.376632),
+    ("euler", "sd-euler", LEADING, "eps", [6.496314, 5.208207, 4.316468, 3.672200], 1.836977),
+    ("euler", "sd-euler", {}, "eps", [10.557692, 8.076764, 6.459887, 5.349402], 2.507928),
+    ("euler", "sd-euler-karras", {}, "eps", [11.314050, 8.712596, 6.674779, 5.107383], 2.552878),
+    ("euler", "sd-euler", LEADING, "v", [4.985484, 3.117126, 2.050478, 1.411298], 0.307671),
+    ("euler_ancestral", "sd-euler", LEADING, "eps", [11.558640, 7.257609, 1.593791, 1.767009], -0.113731),
+    ("heun", "sd-heun", {}, "eps", [9.984929, 7.336368], 2.152413),
+    ("dpmpp_2m", "sd-dpmpp", {}, "eps", [1.298812, 1.589999, 1.879750, 2.150248], 2.245581),
+    ("dpmpp_2m", "sd-dpmpp-karras", {}, "eps", [1.238498, 1.526877, 1.888982, 2.281970], 2.118527),
+])
+def test_worked_trajectory_is_the_published_one(sampler, name, more, kind, states, end):
+    levels = from_diffusers({**grid.SD_CONFIG, **grid.PRESETS[name], **more}, 10, SD)
+    noise = {"noise": draws()} if sampler in ("ddpm", "euler_ancestral") else {}
+    steps = list(SAMPLERS[sampler](denoiser(lambda x, t: 0.5 * x + 0.1, kind), levels.start(torch.ones(1, 1, 1, 1)),
+                                   levels, **noise))
+    assert [step.x.item() for step in steps[1:len(states) + 1]] == pytest.approx(states, rel=3e-6)
+    assert steps[-1].x.item() == pytest.approx(end, abs=5e-6)
+
+
+# --- orders of convergence, with the exact denoiser
+
+def fixed_range(n, coordinates):
+    """sigma/alpha from 1 to 0.2: ends above 0, where every step has full order."""
+    return Grid([moved(Level(0.0, 1.0, 0.2 ** (i / n)), coordinates) for i in range(n + 1)])
+
+
+def order(sampler, data, coordinates, n=80, **options):
+    errors = []
+    for steps in (n, 2 * n):
+        levels = fixed_range(steps, coordinates)
+        x = X * math.hypot(levels[0].alpha, levels[0].sigma)
+        errors.append((last(sampler, data.denoise, x, levels, **options)
+                       - data.transport(x, levels[0], levels[-1])).abs().max())
+    return math.log2(errors[0] / errors[1])
+
+
+@pytest.mark.parametrize("coordinates", ["VP", "VE", "flow"])
+@pytest.mark.parametrize("data", [GAUSSIAN, TWO], ids=["Gaussian", "mixture"])
+@pytest.mark.parametrize("name, expected", [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_order_of_convergence(name, expected, data, coordinates):
+    options = {"lower_order_final": False} if name == "dpmpp_2m" else {}
+    assert order(SAMPLERS[name], data, coordinates, **options) == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.parametrize("data", [GAUSSIAN, TWO], ids=["Gaussian", "mixture"])
+@pytest.mark.parametrize("terms, low, high", [(1, 0.9, 1.1), (2, 1.9, 2.2), (3, 1.9, 2.2), (4, 1.9, 2.2)])
+def test_lms_has_order_two_after_its_euler_start_whatever_its_terms(terms, low, high, data):
+    assert low < order(samplers.lms, data, "VE", n=160, order=terms) < high
+
+
+# --- one process, many coordinates
+
+def in_coordinates(name, coordinates, n=20, noise=None):
+    """The end of one run of 20 steps, on the same sigma/alpha but in other coordinates."""
+    vp = preset("sd-ddim", n)
+    levels = Grid([moved(level, coordinates) for level in vp])
+    x = X * math.hypot(levels[0].alpha, levels[0].sigma)
+    options = {"noise": noise} if noise else {}
+    return last(SAMPLERS[name], denoiser(curved, "eps"), x, levels, **options) / levels[-1].alpha
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "lms", "dpmpp_2m"])
+@pytest.mark.parametrize("coordinates", ["VE", "flow"])
+def test_the_coordinates_do_not_matter(name, coordinates):
+    vp = in_coordinates(name, "VP")
+    torch.testing.assert_close(in_coordinates(name, coordinates), vp, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral"])
+@pytest.mark.parametrize("coordinates", ["VE", "flow"])
+def test_the_coordinates_do_not_matter_with_equal_noise(name, coordinates):
+    torch.testing.assert_close(in_coordinates(name, coordinates, noise=draws()),
+                               in_coordinates("ddpm", "VP", noise=draws()), rtol=1e-6, atol=1e-6)
+
+
+def test_heun_depends_on_the_coordinates():
+    vp, ve = in_coordinates("heun", "VP"), in_coordinates("heun", "VE")
+    assert 1e-3 < (vp - ve).abs().max() / vp.abs().max() < 0.1
+
+
+def test_euler_equals_ddim_eta0():
+    """And both are Euler's formula, x' = x + eps·(sigma' − sigma) at alpha = 1."""
+    levels, x, denoise = preset("sd-euler", 20), X * 14.6, denoiser(curved, "eps")
+    by_hand = x
+    for now, nxt in zip(levels, levels[1:]):
+        by_hand = by_hand + denoise(by_hand, now).eps * (nxt.sigma - now.sigma)
+    torch.testing.assert_close(last(samplers.euler, denoise, x, levels), by_hand)
+    torch.testing.assert_close(last(samplers.ddim, denoise, x, levels, eta=0.0), by_hand)
+
+
+def test_ddpm_is_the_papers_posterior_and_ddim_eta1():
+    """Ho et al. 2020, eq. 7: mean of q(x'|x, x0) and its variance, not beta."""
+    levels, denoise, noise = preset("sd-ddpm", 20), denoiser(curved, "eps"), draws()
+    x = X
+    for (t, a, s), (_, a1, s1) in zip(levels, levels[1:]):
+        x0 = denoise(x, Level(t, a, s)).x0
+        keep = a * a / (a1 * a1)                                   # alpha_t of the paper, 1 − beta
+        mean = a1 * (1 - keep) / s**2 * x0 + math.sqrt(keep) * s1**2 / s**2 * x
+        x = mean + (math.sqrt(s1**2 / s**2 * (1 - keep)) * noise(x) if s1 else 0)
+    torch.testing.assert_close(last(samplers.ddpm, denoise, X, levels, noise=draws()), x)
+    torch.testing.assert_close(last(samplers.ddim, denoise, X, levels, eta=1.0, noise=draws()), x)
+
+
+def test_euler_ancestral_goes_down_and_up_as_in_k_diffusion():
+    levels, denoise, noise = preset("sd-euler", 20), denoiser(curved, "eps"), draws()
+    x = X * 14.6
+    for now, nxt in zip(levels, levels[1:]):
+        s, s1 = now.sigma, nxt.sigma
+        up = math.sqrt(s1**2 * (s**2 - s1**2) / s**2)
+        x = x + denoise(x, now).eps * (math.sqrt(s1**2 - up**2) - s) + (up * noise(x) if up else 0)
+    torch.testing.assert_close(last(samplers.euler_ancestral, denoise, X * 14.6, levels, noise=draws()), x)
+
+
+# --- zero terminal SNR: alpha = 0 exactly at the start
+
+ZERO = Discrete(zero_terminal_snr(SD.alpha_bar))
+
+
+def zero_grid(n):
+    config = {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return from_diffusers(config, n, ZERO)
+
+
+def exact_v(x, t):
+    level = Level(t, *ZERO(t))
+    return target("v", *TWO.denoise(x, level), level.alpha, level.sigma)
+
+
+@pytest.mark.parametrize("name, tolerance", [("ddim", 0.025), ("dpmpp_2m", 0.005), ("heun", 0.005)])
+def test_from_alpha_zero_v_prediction_ends_at_the_right_place(name, tolerance):
+    levels = zero_grid(100)[:-1]  # without the step to sigma = 0, which is of order 1 for all
+    assert levels[0].alpha == 0
+    steps = list(SAMPLERS[name](denoiser(exact_v, "v"), X, levels))
+    assert all(step.x.isfinite().all() for step in steps)
+    assert (steps[-1].x - TWO.transport(X, levels[0], levels[-1])).abs().max() < tolerance
+
+
+def test_at_alpha_zero_lms_and_eps_prediction_are_errors():
+    with pytest.raises(ValueError, match="infinite at alpha = 0"):
+        last(samplers.lms, denoiser(exact_v, "v"), X, zero_grid(10))
+    for name in ("ddim", "dpmpp_2m", "heun"):
+        with pytest.raises(ValueError, match="use v-prediction at zero terminal SNR"):
+            last(SAMPLERS[name], denoiser(exact_v, "eps"), X, zero_grid(10))
+
+
+# --- samples have the distribution of the data
+
+def whole_range(n, coordinates="VP"):
+    """sigma/alpha from 15 to 0.01 in equal ratios, then 0."""
+    levels = [moved(Level(0.0, 1.0, 15 * (0.01 / 15) ** (i / n)), coordinates) for i in range(n + 1)]
+    return Grid([*levels, Level(0.0, 1.0, 0.0)])
+
+
+@pytest.mark.parametrize("name, coordinates", [("ddpm", "VP"), ("euler_ancestral", "VE")])
+def test_ancestral_samples_have_the_mean_and_variance_of_the_data(name, coordinates):
+    count, levels, noise = 10_000, whole_range(400, coordinates), draws()
+    x = last(SAMPLERS[name], GAUSSIAN.denoise, levels.start(noise(torch.empty(count).double())), levels, noise=noise)
+    assert abs(x.mean().item() - 0.5) < 4 * 0.5 / math.sqrt(count)
+    assert abs(x.var().item() - 0.25) < 4 * 0.25 * math.sqrt(2 / count)
+
+
+def test_the_variance_of_ddpm_is_right_to_first_order_in_the_step():
+    """No samples needed: for Gaussian data a step is x' = gain·x + shift + width·z, and variances add."""
+    def error(n):
+        levels, ends, var = whole_range(n), torch.tensor([0.0, 1.0]).double(), 1.0
+        for pair in zip(levels, levels[1:]):
+            (low, high), wide = (last(samplers.ddpm, GAUSSIAN.denoise, ends, Grid(pair), noise=noise)
+                                 for noise in (torch.zeros_like, torch.ones_like))
+            var = ((high - low) ** 2 * var + (wide[0] - low) ** 2).item()
+        return var - 0.25
+
+    assert abs(error(200)) < 0.01 and error(100) / error(200) == pytest.approx(2, abs=0.1)
+
+
+def test_two_halves_of_a_mixture_get_their_share():
+    count, levels, noise = 20_000, preset("sd-ddpm", 100), draws()
+    x = last(samplers.ddpm, TWO.denoise, noise(torch.empty(count).double()), levels, noise=noise)
+    expected = TWO.cdf(torch.tensor(0.25).double(), levels[-1]).item()  # the valley between the two
+    assert (x < 0.25).double().mean().item() == pytest.approx(expected, abs=4 * math.sqrt(0.25 * 0.75 / count))
+
+
+# --- multistep details
+
+def test_lagrange_integrals_are_those_of_numpys_polynomials():
+    for nodes in ([1.0], [1.0, 2.0], [0.5, 1.1, 2.0], [0.4, 0.9, 1.7, 3.1]):
+        exact = []
+        for node in nodes:
+            others = [m for m in nodes if m != node]
+            whole = np.polynomial.Polynomial.fromroots(others).integ() if others else np.polynomial.Polynomial([0, 1])
+            exact.append((whole(0.1) - whole(0.4)) / math.prod(node - m for m in others))
+        assert lagrange_integrals(nodes, 0.4, 0.1) == pytest.approx(exact, rel=1e-10)
+
+
+def test_lms_weights_are_the_published_ones():
+    us = [level.sigma for level in preset("sd-lms", 10)]
+    published = [[-6.774762], [-4.001029, 0.770321], [-2.32607, 0.727107, -0.091905],
+                 [-1.439761, 0.58957, -0.125674, 0.007719]]
+    for i, weights in enumerate(published):
+        assert lagrange_integrals(us[i::-1], us[i], us[i + 1]) == pytest.approx(weights, abs=2e-6)
+
+
+@pytest.mark.parametrize("terms", [0, 5])
+def test_lms_takes_one_to_four_terms(terms):
+    with pytest.raises(ValueError, match=f"order is {terms}; linear multistep takes 1 to 4"):
+        last(samplers.lms, curved, X, preset("sd-lms", 10), order=terms)
+
+
+@pytest.mark.parametrize("n, lowered", [(10, True), (14, True), (15, False), (20, False)])
+def test_the_last_dpmpp_step_is_of_order_one_below_fifteen_steps_of_the_full_grid(n, lowered):
+    config = {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"}
+    levels = from_diffusers(config, n, SD)[n // 2:]
+    low, high = (last(samplers.dpmpp_2m, TWO.denoise, X, levels, lower_order_final=flag) for flag in (True, False))
+    assert torch.equal(low, high) != lowered
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_slice_carries_a_noised_picture_home(name):
+    """img2img: with all data at 2, alpha·2 + sigma·z put on any level ends at 2."""
+    levels = preset("sd-ddim" if name in ("ddim", "ddpm", "dpmpp_2m") else "sd-euler", 20)[12:]
+    steps = list(SAMPLERS[name](lambda x, level: Pred(0 * x + 2, (x - level.alpha * 2) / level.sigma),
+                                levels[0].alpha * 2 + levels[0].sigma * X, levels))
+    end = levels[-1]
+    assert len(steps) == 9 and [step.level for step in steps] == list(levels)
+    assert (steps[-1].x - end.alpha * 2).abs().max() <= 6 * end.sigma + 1e-9
+
+
+# --- generators, purity, gradients
+
+@pytest.mark.parametrize("name, calls", [("ddim", 6), ("ddpm", 6), ("euler", 6), ("euler_ancestral", 6), ("heun", 11),
+                                         ("lms", 6), ("dpmpp_2m", 6)])
+def test_a_sampler_is_lazy_and_yields_n_plus_one_steps(name, calls):
+    asked = []
+
+    def denoise(x, level):
+        asked.append(level)
+        return TWO.denoise(x, level)
+
+    levels = preset("sd-euler", 6)
+    steps = SAMPLERS[name](denoise, X, levels)
+    level, x, x0 = next(steps)
+    assert level is levels[0] and x is X and x0 is None and asked == []
+    next(steps)
+    assert set(asked) <= set(levels[:2])
+    assert [step.level for step in steps] == list(levels[2:]) and len(asked) == calls
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_state_is_changed_afterwards(name):
+    start, kept = X.clone(), []
+    for step in SAMPLERS[name](TWO.denoise, start, preset("sd-euler", 6)):
+        kept.append((step.x, step.x.clone()))
+    assert torch.equal(start, X) and all(torch.equal(x, copy) for x, copy in kept)
+
+
+def test_noise_is_drawn_only_where_some_is_added():
+    drawn = []
+
+    def noise(like):
+        drawn.append(like)
+        return torch.zeros_like(like)
+
+    levels = preset("sd-ddpm", 6)
+    last(samplers.ddim, TWO.denoise, X, levels, noise=noise)
+    assert drawn == []
+    last(samplers.ddpm, TWO.denoise, X, levels, noise=noise)
+    assert len(drawn) == 5  # none on the last step
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "lms", "dpmpp_2m"])
+def test_gradients_flow_through_the_sampler(name):
+    x = X.clone().requires_grad_()
+    levels = preset("sd-ddim", 4)
+    assert torch.autograd.gradcheck(lambda x: last(SAMPLERS[name], denoiser(curved, "v"), x, levels), x)
+
+
+# --- scheduler_config.json
+
+@pytest.mark.parametrize("key, value", [("thresholding", True), ("variance_type", "fixed_large"),
+                                        ("algorithm_type", "sde-dpmsolver++"), ("solver_order", 3),
+                                        ("solver_type", "heun"), ("euler_at_final", True),
+                                        ("timestep_type", "continuous")])
+def test_from_config_refuses_an_unsupported_option_by_name(key, value):
+    name = "DPMSolverMultistepScheduler"
+    with pytest.raises(ValueError, match=re.escape(f"{name} with {key} = {value!r} is not supported; supported is")):
+        samplers.from_config({"_class_name": name, key: value})
+    assert samplers.from_config({"_class_name": name, key: None})[0] is samplers.dpmpp_2m
+
+
+def test_from_config_names_the_supported_classes():
+    for name, sampler in samplers.NAMES.items():
+        assert samplers.from_config({"_class_name": name})[0] is SAMPLERS[sampler]
+    with pytest.raises(ValueError, match="scheduler 'UniPCMultistepScheduler' is not supported; supported are DDIM"):
+        samplers.from_config({"_class_name": "UniPCMultistepScheduler"})
+    found = samplers.from_config({"_class_name": "DPMSolverMultistepScheduler", "lower_order_final": False})
+    assert found == (samplers.dpmpp_2m, {"lower_order_final": False})
