@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from minidiff.schedule import SD, Discrete, Flow, Level
+from minidiff.schedule import SD, Discrete, Flow, Level, amplitudes, interpolate
 
 # How each diffusers class makes its list of times: spacing where the config has none, coordinates, and the options that
 # it takes besides COMMON; like diffusers, we ignore the options of other classes
@@ -184,7 +184,7 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     if coordinates == "VE" or dpm:
         # NOTE: these classes cap an infinite sigma/alpha (zero terminal SNR) at alpha_bar = 2^-24
         nsr = [min(u, math.sqrt(2**24 - 1)) for u in nsr] if get("rescale_betas_zero_snr") else nsr
-        us = [_interpolate(t, nsr) for t in ts]
+        us = [interpolate(t, nsr) for t in ts]
         if get("use_karras_sigmas"):
             us = karras(n, nsr[-1], nsr[0]) if whole else karras(n, us[0], us[-1])
             ts = [_inverse(u, nsr) for u in us]
@@ -192,21 +192,9 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     else:
         us = [nsr[int(t)] for t in ts]
     first = not get("set_alpha_to_one", True) or get("final_sigmas_type") == "sigma_min"
-    levels = [_level(t, u, coordinates) for t, u in zip([*ts, 0.0], [*us, nsr[0] if first else 0.0])]
+    us = [*us, nsr[0] if first else 0.0]
+    levels = [Level(t, *(amplitudes(u) if whole else (1.0, u))) for t, u in zip([*ts, 0.0], us)]
     return Grid(levels, from_pure_noise=coordinates == "VE" and spacing != "leading")
-
-
-def _level(t: float, nsr: float, coordinates: str) -> Level:
-    if coordinates == "VE":
-        return Level(t, 1.0, nsr)
-    if math.isinf(nsr):
-        return Level(t, 0.0, 1.0)
-    return Level(t, 1 / math.hypot(1, nsr), nsr / math.hypot(1, nsr))
-
-
-def _interpolate(t: float, table: Sequence[float]) -> float:
-    low = min(int(t), len(table) - 2)
-    return table[low] + (t - low) * (table[low + 1] - table[low])
 
 
 def _inverse(nsr: float, table: Sequence[float]) -> float:

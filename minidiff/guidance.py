@@ -60,7 +60,8 @@ def threshold(denoise: Callable, quantile: float = 0.995, largest: float = 1.0) 
     """
     def thresholded(x: Tensor, level: Level) -> Pred:
         x0 = denoise(x, level).x0
-        s = x0.abs().flatten(1).quantile(quantile, dim=1).clamp(1.0, largest).view(-1, *[1] * (x0.ndim - 1))
+        s = x0.abs().flatten(1).float().quantile(quantile, dim=1).clamp(1.0, largest).to(x0.dtype)
+        s = s.view(-1, *[1] * (x0.ndim - 1))
         return _pair(x, x0.clamp(-s, s) / s, level)
 
     return thresholded

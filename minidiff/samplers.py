@@ -129,13 +129,12 @@ def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator
 def lagrange_integrals(nodes: list[float], start: float, end: float) -> list[float]:
     """∫ from start to end of each Lagrange polynomial of up to four nodes: exact by Gauss's two points (degree ≤ 3).
 
-    >>> lagrange_integrals([1.0, 2.0], 1.0, 0.0)      # Adams-Bashforth 2: −(3/2, −1/2)
+    >>> [round(weight, 9) for weight in lagrange_integrals([1.0, 2.0], 1.0, 0.0)]      # Adams-Bashforth 2: −(3/2, −1/2)
     [-1.5, 0.5]
     """
     mid, half = (start + end) / 2, (end - start) / 2
     points = (mid - half / math.sqrt(3), mid + half / math.sqrt(3))
-    return [round(half * sum(math.prod((p - m) / (node - m) for m in nodes if m != node) for p in points), 15)
-            for node in nodes]
+    return [half * sum(math.prod((p - m) / (node - m) for m in nodes if m != node) for p in points) for node in nodes]
 
 
 def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: bool = True) -> Iterator[Step]:
@@ -170,6 +169,16 @@ SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "euler": euler, "euler_ancestral": euler
 NAMES = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "EulerDiscreteScheduler": "euler",
          "EulerAncestralDiscreteScheduler": "euler_ancestral", "HeunDiscreteScheduler": "heun",
          "LMSDiscreteScheduler": "lms", "DPMSolverMultistepScheduler": "dpmpp_2m"}
+# Of each class, the options that would make it another algorithm, with the values that do not; like diffusers, we
+# ignore the options of other classes
+ACCEPTED = {
+    "DDIMScheduler": {"thresholding": (False,)},
+    "DDPMScheduler": {"thresholding": (False,), "variance_type": ("fixed_small",)},
+    "EulerDiscreteScheduler": {"timestep_type": ("discrete",)},
+    "DPMSolverMultistepScheduler": {
+        "thresholding": (False,), "algorithm_type": ("dpmsolver++",), "solver_order": (2,), "euler_at_final": (False,),
+        "solver_type": ("midpoint", "logrho", "bh1", "bh2")},  # diffusers reads the other solvers' names as midpoint
+}
 
 
 def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
@@ -186,10 +195,8 @@ def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
     name = config.get("_class_name")
     if name not in NAMES:
         raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(NAMES)}")
-    plain = {"thresholding": False, "variance_type": "fixed_small", "algorithm_type": "dpmsolver++", "solver_order": 2,
-             "solver_type": "midpoint", "euler_at_final": False, "timestep_type": "discrete"}
-    for key, value in plain.items():
-        if config.get(key) not in (None, value):
-            raise ValueError(f"{name} with {key} = {config[key]!r} is not supported; supported is {value!r}")
+    for key, values in ACCEPTED.get(name, {}).items():
+        if config.get(key) not in (None, *values):
+            raise ValueError(f"{name} with {key} = {config[key]!r} is not supported; supported is {values[0]!r}")
     options = {"lower_order_final": config.get("lower_order_final", True)} if NAMES[name] == "dpmpp_2m" else {}
     return SAMPLERS[NAMES[name]], options

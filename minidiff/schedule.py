@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -65,7 +66,27 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
 
-BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}  # diffusers' `beta_schedule`, with both ends
+# diffusers' `beta_schedule`, those with a start and an end
+BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "sigmoid": sigmoid_betas}
+
+
+def interpolate(t: float, table: Sequence[float]) -> float:
+    """The entry of a table at a fractional position, linearly.
+
+    >>> interpolate(1.25, [0.0, 10.0, 20.0])
+    12.5
+    """
+    low = int(t)
+    return table[low] if t == low else table[low] + (t - low) * (table[low + 1] - table[low])
+
+
+def amplitudes(nsr: float) -> tuple[float, float]:
+    """(alpha, sigma) of a noise-to-signal ratio sigma/alpha, variance-preserving: alpha² + sigma² = 1.
+
+    >>> amplitudes(0.75), amplitudes(math.inf)
+    ((0.8, 0.6), (0.0, 1.0))
+    """
+    return (0.0, 1.0) if math.isinf(nsr) else (1 / math.hypot(1, nsr), nsr / math.hypot(1, nsr))
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +139,7 @@ class Discrete:
         elif name == "squaredcos_cap_v2":
             betas = cosine_betas(T)
         else:
-            raise ValueError(f"beta_schedule is {name!r}; supported are linear, scaled_linear and squaredcos_cap_v2")
+            raise ValueError(f"beta_schedule is {name!r}; supported are {', '.join(BETAS)} and squaredcos_cap_v2")
         table = cls.from_betas(betas)
         return cls(zero_terminal_snr(table.alpha_bar)) if config.get("rescale_betas_zero_snr") else table
 
@@ -142,16 +163,16 @@ class Discrete:
 
         Returns:
             Two Python floats, or two (B,) float32 tensors on t's device.
+
+        Raises:
+            ValueError: a number t outside of [0, T − 1].
         """
         if isinstance(t, Tensor):
             alpha_bar = self.alpha_bar.to(t.device)[t]
             return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        if float(t).is_integer():
-            alpha_bar = self.alpha_bar[int(t)].item()
-            return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-        low = int(t)
-        nsr = self.nsr[low] + (t - low) * (self.nsr[low + 1] - self.nsr[low])
-        return 1 / math.hypot(1, nsr), nsr / math.hypot(1, nsr)
+        if not 0 <= t <= self.T - 1:
+            raise ValueError(f"t is {t:g}; this schedule has the times 0 to {self.T - 1}")
+        return amplitudes(interpolate(t, self.nsr))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def test_from_config_reads_the_betas_and_the_defaults(config, betas):
 
 
 def test_unknown_beta_schedule_is_named():
-    with pytest.raises(ValueError, match="beta_schedule is 'magic'; supported are linear, scaled_linear"):
+    with pytest.raises(ValueError, match="beta_schedule is 'magic'; supported are linear, scaled_linear, sigmoid"):
         Discrete.from_config({"beta_schedule": "magic"})
 
 
@@ -95,8 +95,9 @@ def test_a_table_must_fall_within_zero_and_one(row):
 
 
 def test_a_time_after_the_last_is_an_error():
-    with pytest.raises(IndexError):
-        SD(1000)
+    for t in (1000, -1, 999.5):
+        with pytest.raises(ValueError, match="this schedule has the times 0 to 999"):
+            SD(t)
 
 
 def test_flow_is_a_straight_line_and_shift_three_moves_the_middle():
