@@ -144,6 +144,9 @@ def flow(n: int, shift: float = 1.0) -> Grid:
     """Flow matching: alpha = 1 − sigma, n equal steps of u from 1 down, shifted; the lower end twice, as in diffusers.
 
     Matches: FlowMatchEulerDiscreteScheduler, test_flow_grid_equals_diffusers.
+
+    >>> [round(level.sigma, 3) for level in flow(3)]
+    [1.0, 0.5, 0.001, 0.0]
     """
     schedule = Flow(shift)
     last = schedule(1.0)[1]                                          # diffusers' sigma_min: the shifted 1/T
@@ -165,6 +168,10 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
         ValueError: a class or an option that is not supported, by name, or steps that do not fit.
 
     Matches: diffusers' schedulers, tests/parity/test_samplers.py.
+
+    >>> config = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
+    >>> [level.t for level in from_diffusers(config, 2, Discrete.from_config(config))]
+    [999.0, 499.0, 0.0]
     """
     name = config.get("_class_name")
     if name not in CLASSES:

@@ -57,6 +57,10 @@ def threshold(denoise: Callable, quantile: float = 0.995, largest: float = 1.0) 
     """Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): clamp x0 at s, divide by s.
 
     s is that quantile of |x0|, clamped to [1, largest].
+
+    >>> wild = lambda x, level: Pred(torch.tensor([[4.0, -2.0]]), x)
+    >>> threshold(wild, quantile=1.0, largest=8.0)(torch.zeros(1, 2), Level(0.0, 0.6, 0.8)).x0
+    tensor([[ 1.0000, -0.5000]])
     """
     def thresholded(x: Tensor, level: Level) -> Pred:
         x0 = denoise(x, level).x0
@@ -79,6 +83,11 @@ def classifier_guidance(denoise: Callable, log_prob: Callable[[Tensor, Level], T
 
     Raises:
         ValueError: alpha = 0, where x says nothing about x0.
+
+    >>> flat = lambda x, level: Pred(torch.zeros_like(x), torch.zeros_like(x))
+    >>> likes_large = lambda x, level: x.sum(1)                # its gradient is 1 everywhere
+    >>> classifier_guidance(flat, likes_large, 2.0)(torch.zeros(1, 1), Level(0.0, 0.6, 0.8)).eps
+    tensor([[-1.6000]])
     """
     def guided(x: Tensor, level: Level) -> Pred:
         _, alpha, sigma = level

@@ -60,6 +60,12 @@ def ddpm(denoise: Callable, x: Tensor, grid: Grid, *,
 
     Grid: variance-preserving, down to (alpha, sigma) = (1, 0); no noise is drawn on the last step.
     Matches: DDPMScheduler.
+
+    >>> from minidiff.grid import preset
+    >>> from minidiff.prediction import Pred
+    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
+    >>> *_, last = ddpm(point, torch.tensor(1.0), preset("sd-ddpm", 5)); last.x
+    tensor(3.)
     """
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
 
@@ -68,6 +74,12 @@ def euler(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     """Euler's method for the probability-flow ODE in x/alpha over sigma/alpha: ddim with eta = 0.
 
     Karras et al. 2022 (arXiv 2206.00364, algorithm 1 without churn). Order 1. Matches: EulerDiscreteScheduler.
+
+    >>> from minidiff.grid import preset
+    >>> from minidiff.prediction import Pred
+    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
+    >>> *_, last = euler(point, torch.tensor(1.0), preset("sd-euler", 5)); last.x
+    tensor(3.)
     """
     return ddim(denoise, x, grid)
 
@@ -77,6 +89,12 @@ def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *,
     """Euler down to a lower level, then fresh noise up to the next (k-diffusion): ddim with eta = 1.
 
     One draw per step but the last, where there is nothing to add. Matches: EulerAncestralDiscreteScheduler.
+
+    >>> from minidiff.grid import preset
+    >>> from minidiff.prediction import Pred
+    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
+    >>> *_, last = euler_ancestral(point, torch.tensor(1.0), preset("sd-euler-ancestral", 5)); last.x
+    tensor(3.)
     """
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
 
@@ -88,6 +106,12 @@ def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
 
     Karras et al. 2022 (arXiv 2206.00364, algorithm 1). Order 2; two network calls per step, one on a step to sigma = 0.
     Matches: HeunDiscreteScheduler on its grid (alpha = 1); the result depends on the coordinates of the grid.
+
+    >>> from minidiff.grid import preset
+    >>> from minidiff.prediction import Pred
+    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
+    >>> *_, last = heun(point, torch.tensor(1.0), preset("sd-heun", 5)); last.x
+    tensor(3.)
     """
     yield Step(grid[0], x, None)
     for now, nxt in pairwise(grid):
@@ -110,6 +134,12 @@ def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator
         ValueError: order is not in 1 … 4, or a level has alpha = 0, where u is infinite.
 
     Matches: LMSDiscreteScheduler.
+
+    >>> from minidiff.grid import preset
+    >>> from minidiff.prediction import Pred
+    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
+    >>> *_, last = lms(point, torch.tensor(1.0), preset("sd-lms", 5)); last.x
+    tensor(3.)
     """
     if not 1 <= order <= 4:
         raise ValueError(f"order is {order}; linear multistep takes 1 to 4")
@@ -145,6 +175,12 @@ def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: boo
 
     The first step and one to sigma = 0 are of order 1, with lower_order_final also the last of fewer than 15.
     Order 2, one network call per step. Matches: DPMSolverMultistepScheduler.
+
+    >>> from minidiff.grid import preset
+    >>> from minidiff.prediction import Pred
+    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
+    >>> *_, last = dpmpp_2m(point, torch.tensor(1.0), preset("sd-dpmpp", 5)); last.x
+    tensor(3.)
     """
     yield Step(grid[0], x, None)
     before, h_before = None, math.inf
