@@ -40,6 +40,11 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
 
     Raises:
         ValueError, OSError: a setting out of range, a file that cannot be read or written, or one that exists.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> [path.name for path in generate("a red house", steps=2, out=f"{folder.name}/house.png")]
+    ['house.png', 'house-large.png']
     """
     from minidiff.io import images as io
     from minidiff.pipeline import StableDiffusion

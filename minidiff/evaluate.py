@@ -63,6 +63,10 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
 
     Raises:
         ValueError: n < 1.
+
+    >>> result = evaluate("mini-sd", n=2)
+    >>> result["images"], sorted(result["per_attribute"])
+    (6, ['color', 'ground', 'object', 'place', 'size', 'sky', 'time'])
     """
     if n < 1:
         raise ValueError(f"n is {n}; evaluate at least 1 prompt per set")

@@ -31,6 +31,10 @@ class Run:
         resume: continue from the newest whole checkpoint.
         save_every: seconds between checkpoints (and sample pictures).
         seed: of weights, data order and noise.
+
+    >>> Run(Path("runs/mini-sd"), steps=0)
+    Traceback (most recent call last):
+    ValueError: steps is 0; training takes at least 1 step
     """
 
     out: Path
