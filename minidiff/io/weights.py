@@ -7,6 +7,7 @@ outside the given folder is opened, and whatever is wrong with a file is said in
 
 import json
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -186,6 +187,9 @@ def _read(path: Path) -> State:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
         state = _unpickle(path)
+    except pickle.UnpicklingError as error:     # torch's own text advises to load it unsafely
+        raise ValueError(_diagnosis(path) or f"{path} is no plain file of tensors: it is garbled, or would run code to "
+                         "load, which minidiff never does") from error
     except Exception as error:      # each reader has its own exceptions, all mean: this is not a whole weight file
         raise ValueError(_diagnosis(path) or f"{path} is garbled or truncated: {error}".splitlines()[0]) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

@@ -174,7 +174,8 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
                 sums[key] = sums.get(key, 0.0) + value.detach()
             bar.update()
             if step % 50 == 0 or step == run.steps:
-                row = {key: round(float(value) / summed, 6) for key, value in sums.items()}
+                means = accelerator.reduce({key: value / summed for key, value in sums.items()}, "mean")
+                row = {key: round(float(value), 6) for key, value in means.items()}
                 sums, summed = {}, 0
                 if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
                     raise ValueError(f"{name}: the loss is not finite at step {step} ({row}); "
