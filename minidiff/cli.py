@@ -117,14 +117,22 @@ def recipes() -> dict[str, str]:
     return {name: (recipe.__doc__ or "").strip().splitlines()[0] for name, recipe in RECIPES.items()}
 
 
-def evaluate(model: str | Path = "mini-sd", *, n: int = 1000, json_file: str | Path | None = None) -> dict:
-    """Measure how well a model's pictures show what their prompts say: see `minidiff.evaluate.evaluate`."""
-    from minidiff.evaluate import evaluate as measure
-    from minidiff.io.images import check_writable
+def evaluate(model: str | Path = "mini-sd", *, n: int = 1000, json_file: str | Path | None = None,
+             out: str | Path | None = None, overwrite: bool = False, **settings) -> tuple[dict, Path]:
+    """Measure how well a model's pictures show what their prompts say: see `minidiff.evaluate.evaluate`.
 
+    Returns:
+        The numbers, and the file of the contact sheet: `out`, or the next free minidiff-0001.png.
+    """
+    from minidiff.evaluate import evaluate as measure
+    from minidiff.io.images import check_writable, image_format
+
+    sheet, = _targets(out, 1)
+    image_format(sheet)
+    check_writable([sheet], overwrite)
     if json_file is not None:
         check_writable([Path(json_file)], overwrite=True)
-    return measure(model, n=n, json_path=json_file, progress=True)
+    return measure(model, n=n, json_path=json_file, sheet_path=sheet, progress=True, **settings), sheet
 
 
 def info(path: str | Path) -> dict:
@@ -204,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="FOLDER", help="where weights, log and samples go")
     p.add_argument("--steps", type=int, help="optimizer steps")
     p.add_argument("--seconds", type=float, help="stop after so long; --resume goes on")
-    p.add_argument("--size", type=int, help="side of the pictures in pixels (default 32)")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (default 64; the reader's 32)")
     p.add_argument("--device", help="cpu, cuda or mps")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--data", metavar="FOLDER", help="pictures and metadata.jsonl, instead of scenes")
@@ -215,6 +223,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("model", metavar="MODEL", nargs="?", default="mini-sd", help="mini-sd (default) or a model folder")
     p.add_argument("-n", type=int, default=1000, help="prompts in each of three sets (default 1000)")
     p.add_argument("--json", dest="json_file", metavar="FILE", help="also write the numbers there")
+    p.add_argument("--out", metavar="FILE", help="contact sheet (default: minidiff-0001.png, the next free number)")
+    p.add_argument("--overwrite", action="store_true", help="replace the contact sheet if it exists")
+    p.add_argument("--steps", type=int, default=25, help="as in generate (default 25)")
+    p.add_argument("--guidance-scale", type=float, default=7.5, metavar="X", help="as in generate (default 7.5)")
+    p.add_argument("--sampler", metavar="NAME", help="as in generate; default: the model's own")
 
     p = command("info", _info, "show what a model file or folder holds")
     p.add_argument("path", metavar="PATH", help="mini-sd, a model folder or a weight file")
@@ -238,10 +251,12 @@ def _train(recipe: str | None, list: bool, **options) -> None:
 
 
 def _evaluate(**options) -> None:
-    for name, value in evaluate(**options).items():
+    result, sheet = evaluate(**options)
+    for name, value in result.items():
         for row, share in {name: value}.items() if not isinstance(value, dict) or "value" in value else value.items():
             label = row if row == name else f"{name}: {row}"
             print(f"{label:30} {_share(share)}")
+    print(sheet)
 
 
 def _info(path: str, as_json: bool) -> None:

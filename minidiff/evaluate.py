@@ -4,18 +4,35 @@ from __future__ import annotations
 import json
 import math
 import random
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 
 from minidiff.data import scenes
+from minidiff.io.images import save_image, to_pil, to_tensor, to_unit
 from minidiff.io.weights import weights_dir
 from minidiff.nets.reader import Reader
 from minidiff.pipeline import StableDiffusion
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 BATCH = 50
+SHOWN = 16  # pictures per part of the contact sheet
+SETS = ("seen", "unseen", "two")
+
+
+class Drawn(NamedTuple):
+    """One picture of an evaluation: what was asked, what came, and the attributes that the reader misses in it."""
+
+    scene: scenes.Scene
+    image: torch.Tensor  # (3,H,W) in [−1, 1]
+    missed: list[str]
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -46,13 +63,16 @@ def prompt_set(name: str, n: int) -> list[scenes.Scene]:
 
 
 def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, device: str | None = None,
-             json_path: str | Path | None = None, progress: bool = False) -> dict:
-    """Draw n prompts per set with the default settings and read the pictures back.
+             json_path: str | Path | None = None, sheet_path: str | Path | None = None, progress: bool = False,
+             **settings) -> dict:
+    """Draw n prompts per set and read the pictures back.
 
     Args:
         model: anything StableDiffusion.from_pretrained takes, or a pipeline.
         n: prompts per set; each names all seven attributes, prompt i has seed i.
         json_path: also write the result there.
+        sheet_path: also write a picture there to look at: `contact_sheet`.
+        settings: of the pipeline's call, e.g. steps=10, guidance_scale=3.0; the pipeline's defaults without.
 
     Returns:
         `attribute_accuracy` (mean over the seven), `per_attribute`, `picture_accuracy` (all seven right),
@@ -62,9 +82,9 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
         its 95 % Wilson interval; `images`, `seconds`.
 
     Raises:
-        ValueError: n < 1.
+        ValueError: n < 1, or a setting out of range.
 
-    >>> result = evaluate("mini-sd", n=2)
+    >>> result = evaluate("mini-sd", n=2, steps=5)
     >>> result["images"], sorted(result["per_attribute"])
     (6, ['color', 'ground', 'object', 'place', 'size', 'sky', 'time'])
     """
@@ -72,33 +92,70 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
         raise ValueError(f"n is {n}; evaluate at least 1 prompt per set")
     pipe = model if isinstance(model, StableDiffusion) else StableDiffusion.from_pretrained(model, device=device)
     reader = Reader.from_pretrained(weights_dir() / "reader")
-    began, bar = time.monotonic(), _bar(3 * n, progress)
-
-    def pictures(drawn: list[scenes.Scene]):
-        for first in range(0, n, BATCH):
-            prompts = [scenes.caption(scene) for scene in drawn[first:first + BATCH]]
-            yield drawn[first:first + BATCH], pipe(prompts, seed=first, output="tensor").cpu() * 2 - 1
-            bar.update(len(prompts))
-
-    seen = [row for part, image in pictures(prompt_set("seen", n)) for row in right(reader, part, image)]
-    unseen = [row for part, image in pictures(prompt_set("unseen", n)) for row in right(reader, part, image)]
-    bound = [_pairs(scene) <= things for part, image in pictures(prompt_set("two", n))
-             for scene, things in zip(part, reader.things(image))]
-    ceiling, unseen_ceiling = (round_trips(pipe, reader, prompt_set(name, n)) for name in ("seen", "unseen"))
-    bar.close()
-    seconds = time.monotonic() - began
+    began = time.monotonic()
+    with _bar(3 * n, progress) as bar:
+        hits, shown = {}, {}
+        for name in SETS:
+            read = _pairs_right if name == "two" else right
+            hits[name], shown[name], asked = [], [], prompt_set(name, n)
+            for first in range(0, n, BATCH):
+                part = asked[first:first + BATCH]
+                image = pipe([scenes.caption(scene) for scene in part], seed=first, output="tensor", **settings)
+                image = image.cpu() * 2 - 1
+                rows = read(reader, part, image)
+                hits[name] += rows
+                drawn = [Drawn(scene, picture, [key for key, hit in row.items() if not hit])
+                         for scene, picture, row in zip(part, image, rows)]
+                shown[name] += [row for i, row in enumerate(drawn) if first + i < SHOWN or row.missed]
+                bar.update(len(part))
+        ceiling, unseen_ceiling = (round_trips(pipe, reader, prompt_set(name, n)) for name in ("seen", "unseen"))
     result = {
-        "attribute_accuracy": round(sum(sum(row.values()) for row in seen) / (n * len(scenes.ATTRIBUTES)), 4),
-        "per_attribute": {name: share([row[name] for row in seen]) for name in scenes.ATTRIBUTES},
-        "picture_accuracy": share([all(row.values()) for row in seen]),
-        "unseen_pair_accuracy": share([row["color"] and row["object"] for row in unseen]),
-        "binding_accuracy": share(bound),
+        "attribute_accuracy": round(sum(sum(row.values()) for row in hits["seen"]) / (n * len(scenes.ATTRIBUTES)), 4),
+        "per_attribute": {name: share([row[name] for row in hits["seen"]]) for name in scenes.ATTRIBUTES},
+        "picture_accuracy": share([all(row.values()) for row in hits["seen"]]),
+        "unseen_pair_accuracy": share([row["color"] and row["object"] for row in hits["unseen"]]),
+        "binding_accuracy": share([all(row.values()) for row in hits["two"]]),
         "ceiling": {name: share([row[name] for row in ceiling]) for name in scenes.ATTRIBUTES},
         "unseen_pair_ceiling": share([row["color"] and row["object"] for row in unseen_ceiling]),
-        "images": 3 * n, "seconds": round(seconds, 1)}
+        "images": 3 * n, "seconds": round(time.monotonic() - began, 1)}
     if json_path:
         Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
+    if sheet_path:
+        save_image(contact_sheet(shown), sheet_path)
     return result
+
+
+def contact_sheet(shown: dict[str, list[Drawn]]) -> Image.Image:
+    """The first 16 pictures of each set, not chosen, and the first 16 failures of all, with their prompts.
+
+    Args:
+        shown: set -> its first SHOWN pictures, and all in which the reader missed something.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    def titled(name: str) -> str:
+        count = len(parts[name])
+        return {"seen": "Random prompts", "unseen": "Colour-object pairs never seen in training",
+                "two": "Two objects"}.get(name) or f"Failures: {count or 'none'}{' (the first)' * (count == SHOWN)}"
+
+    parts = {name: rows[:SHOWN] for name, rows in shown.items()}
+    parts["failures"] = [row for rows in shown.values() for row in rows if row.missed][:SHOWN]
+    side, columns, text, title = 128, 8, 60, 28
+    heights = {name: title + (side + text) * -(-len(rows) // columns) for name, rows in parts.items()}
+    sheet = Image.new("RGB", (columns * (side + 8), sum(heights.values())), "white")
+    pen, small, large = ImageDraw.Draw(sheet), ImageFont.load_default(11), ImageFont.load_default(16)
+    top = 0
+    for name, rows in parts.items():
+        pen.text((4, top + 5), titled(name), "black", large)
+        for i, row in enumerate(rows):
+            x, y = i % columns * (side + 8), top + title + i // columns * (side + text)
+            sheet.paste(to_pil(to_unit(row.image[None]))[0].resize((side, side), Image.Resampling.NEAREST), (x, y))
+            words = textwrap.wrap(scenes.caption(row.scene), 23)
+            words += [f"not read: {', '.join(row.missed)}"] if row.missed else []
+            pen.multiline_text((x + 1, y + side + 1), "\n".join(words), "firebrick" if row.missed else "black", small,
+                               spacing=1)
+        top += heights[name]
+    return sheet
 
 
 def right(reader: Reader, part: list[scenes.Scene], image: torch.Tensor) -> list[dict[str, bool]]:
@@ -114,20 +171,22 @@ def round_trips(pipe: StableDiffusion, reader: Reader, drawn: list[scenes.Scene]
     rows = []
     for first in range(0, len(drawn), BATCH):
         part = drawn[first:first + BATCH]
-        image = torch.stack([_tensor(scenes.draw(scene, pipe.size, random.Random(f"ceiling {first + i}"))[0])
-                             for i, scene in enumerate(part)]).to(pipe.device)
+        image = to_tensor([scenes.draw(scene, pipe.size, random.Random(f"ceiling {first + i}"))[0]
+                           for i, scene in enumerate(part)]).to(pipe.device)
         rows += right(reader, part, pipe.vae.decode(pipe.vae.encode(image)).clamp(-1, 1).cpu())
     return rows
 
 
-def _tensor(picture) -> torch.Tensor:
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(*picture.size[::-1], 3)
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _pairs(scene: scenes.Scene) -> Counter[tuple[int, int]]:
-    colors, objects = scenes.ATTRIBUTES["color"], scenes.ATTRIBUTES["object"]
-    return Counter((colors.index(c), objects.index(o)) for c, o in [(scene.color, scene.object), scene.second[:2]])
+def _pairs_right(reader: Reader, part: list[scenes.Scene], image: torch.Tensor) -> list[dict[str, bool]]:
+    """For each picture of two objects: which of the two (colour, object) pairs the reader finds."""
+    index = {name: values.index for name, values in scenes.ATTRIBUTES.items()}
+    rows = []
+    for scene, found in zip(part, reader.things(image)):
+        wanted = [(scene.color, scene.object), scene.second[:2]]
+        pairs = Counter((index["color"](color), index["object"](obj)) for color, obj in wanted)
+        missing = pairs - found
+        rows.append({" ".join(pair): missing[index["color"](pair[0]), index["object"](pair[1])] == 0 for pair in wanted})
+    return rows
 
 
 def _bar(total: int, progress: bool):

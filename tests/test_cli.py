@@ -270,18 +270,21 @@ def test_train_refuses_in_one_line(run):
 def test_evaluate_refuses_in_one_line(run):
     refused(run("evaluate", "nowhere"), "no model folder nowhere")
     refused(run("evaluate", "-n", 0), "n is 0")
+    refused(run("evaluate", "--out", __file__), "should end in")
 
 
 def test_evaluate_prints_its_numbers(run, monkeypatch):
     from minidiff import evaluate
 
     share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
-    monkeypatch.setattr(evaluate, "evaluate", lambda *a, **k: {"attribute_accuracy": 0.5, "picture_accuracy": share,
-                                                               "per_attribute": {"color": share}})
-    code, out, _ = run("evaluate", "mini-sd", "-n", 10)
-    assert code == 0
+    calls = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda *a, **k: calls.append(k) or {
+        "attribute_accuracy": 0.5, "picture_accuracy": share, "per_attribute": {"color": share}})
+    code, out, _ = run("evaluate", "mini-sd", "-n", 10, "--steps", 5)
+    assert code == 0 and calls[0]["n"] == 10 and calls[0]["steps"] == 5
     assert [line.split("  ")[0] for line in out.splitlines()] == ["attribute_accuracy", "picture_accuracy",
-                                                                  "per_attribute: color"]
+                                                                  "per_attribute: color", "minidiff-0001.png"]
+    assert str(calls[0]["sheet_path"]) == "minidiff-0001.png"
 
 
 def test_info_counts_parameters(run, model):

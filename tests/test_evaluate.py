@@ -1,9 +1,11 @@
 """Prompt adherence: the interval, the fixed prompts, and the counting, checked on pictures whose truth is known."""
 import json
+from collections import Counter
 
 import pytest
 import torch
 
+import minidiff.evaluate as evaluation
 from minidiff.data import scenes
 from minidiff.evaluate import evaluate, prompt_set, wilson
 from minidiff.pipeline import StableDiffusion
@@ -66,6 +68,38 @@ def test_a_perfect_painter_scores_one_and_a_colour_blind_one_fails_colour_alone(
     assert blind["per_attribute"]["color"]["value"] == 0 == blind["picture_accuracy"]["value"]
     assert blind["unseen_pair_accuracy"]["value"] == 0 == blind["binding_accuracy"]["value"]
     assert blind["per_attribute"]["object"]["value"] > 0.9
+
+
+def test_two_object_pairs_are_counted_as_a_multiset():
+    """"a red house and a red house" needs two of them; a third thing does no harm."""
+    class Fake:
+        def things(self, image):
+            colors, objects = scenes.ATTRIBUTES["color"], scenes.ATTRIBUTES["object"]
+            red, blue, house = colors.index("red"), colors.index("blue"), objects.index("house")
+            return [Counter({(red, house): 1}), Counter({(red, house): 2, (blue, house): 1})]
+
+    twins = scenes.Scene("day", "sun", "sea", "house", "red", "large", "left", ("red", "house", "small"))
+    one, both = evaluation._pairs_right(Fake(), [twins, twins], torch.zeros(2, 3, 8, 8))
+    assert one == {"red house": False} and both == {"red house": True}
+
+
+def test_the_contact_sheet_shows_every_set_and_the_failures(mini_sd, tmp_path):
+    """A colour-blind painter fails everywhere: four full parts; a perfect one leaves the last part empty."""
+    from PIL import Image
+
+    sheets = []
+    for wrong in (True, False):
+        evaluate(Painter(mini_sd, wrong), n=20, sheet_path=tmp_path / f"{wrong}.png")
+        sheets.append(Image.open(tmp_path / f"{wrong}.png"))
+    blind, perfect = sheets
+    assert blind.width == perfect.width and blind.height > perfect.height
+    first = scenes.draw(prompt_set("seen", 1)[0], 32)[0].resize((128, 128), Image.Resampling.NEAREST)
+    assert perfect.crop((0, 28, 128, 156)).tobytes() == first.tobytes()  # under the title, not chosen
+
+
+def test_settings_reach_the_pipeline(mini_sd):
+    with pytest.raises(ValueError, match="steps"):
+        evaluate(mini_sd, n=1, steps=0)
 
 
 def test_mini_sd_draws_what_it_is_told(mini_sd):

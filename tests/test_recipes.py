@@ -37,8 +37,8 @@ def model(folder, tmp_path_factory):
 
 def test_the_three_recipes_make_a_model_that_draws(model):
     pipe = StableDiffusion.from_pretrained(model, device="cpu")
-    assert pipe("a red house", steps=2)[0].size == (32, 32)
-    z = pipe.vae.encode(pictures.to_unit(load_state(model / "train/pictures-32-photos0.safetensors")["pictures"]))
+    assert pipe("a red house", steps=2)[0].size == (64, 64)
+    z = pipe.vae.encode(pictures.to_unit(load_state(model / "train/pictures-64-photos0.safetensors")["pictures"]))
     assert abs(z.std().item() - 1) < 0.05  # the scale factor gives latents of unit variance
 
 
@@ -54,7 +54,7 @@ def test_diffusers_loads_what_the_recipes_write(model):
     from diffusers import StableDiffusionPipeline
 
     theirs = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
-    assert theirs.scheduler.config.steps_offset == 1 and theirs.unet.config.sample_size == 8
+    assert theirs.scheduler.config.steps_offset == 1 and theirs.unet.config.sample_size == 16
 
 
 def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_path):
@@ -67,11 +67,11 @@ def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_pa
 
 def test_latents_are_cached_until_the_vae_changes(model, folder):
     settings = Run(model, 1, device="cpu")
-    mean, std, ids = pictures.latents(settings, 32, folder)
-    assert mean.shape == std.shape == (256, 4, 8, 8) and ids.shape == (256, 1, 77) and (std > 0).all()
+    mean, std, ids = pictures.latents(settings, 64, folder)
+    assert mean.shape == std.shape == (256, 4, 16, 16) and ids.shape == (256, 1, 77) and (std > 0).all()
     assert len(list(model.glob("train/latents-*"))) == 1
     recipes.run("vae", out=model, steps=3, device="cpu", data=folder, resume=True)
-    assert not torch.equal(pictures.latents(settings, 32, folder)[0], mean)
+    assert not torch.equal(pictures.latents(settings, 64, folder)[0], mean)
     assert len(list(model.glob("train/latents-*"))) == 2
 
 

@@ -29,6 +29,12 @@ def to_unit(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1.0
 
 
+def crops(pictures: Tensor, side: int, g: torch.Generator) -> Tensor:
+    """One random crop (n,3,side,side) of each picture (n,3,H,W), H = W ≥ side."""
+    rows, cols = torch.randint(pictures.shape[-1] - side + 1, (2, len(pictures)), generator=g).tolist()
+    return torch.stack([picture[:, i:i + side, j:j + side] for picture, i, j in zip(pictures, rows, cols)])
+
+
 def sheet(images: Tensor, columns: int):
     """(n,3,H,W) in [−1, 1] -> one PIL picture, rows of `columns`, enlarged."""
     from PIL import Image

@@ -22,7 +22,7 @@ from minidiff.pipeline import StableDiffusion, default_device
 from minidiff.schedule import SD
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
-from minidiff.train.pictures import dataset, draw, latents, sheet, to_unit, tokenize_all
+from minidiff.train.pictures import crops, dataset, draw, latents, sheet, to_unit, tokenize_all
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
@@ -53,7 +53,7 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
     train("reader", net, loss, run, batch=128, lr=1e-3).save_pretrained(run.out, dtype=torch.float16)
 
 
-def clip(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
+def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
     """Tokenizer and CLIP: a text and an image encoder trained contrastively on captioned pictures."""
     pictures, captions = dataset(run, size, data)
     if not (run.out / "tokenizer" / "vocab.json").is_file():
@@ -82,8 +82,8 @@ def clip(run: Run, *, size: int = 32, data: Path | None = None, init: Path | Non
     average.text_encoder().save_pretrained(run.out / "text_encoder", dtype=torch.float16)
 
 
-def vae(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
-    """KL-VAE between pictures and latents of a quarter of their side."""
+def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
+    """KL-VAE between pictures and latents of a quarter of their side; it learns on crops of 32×32 pixels."""
     pictures, _ = dataset(run, size, data)
     config = VAEConfig(sample_size=size, block_out_channels=(32, 64, 96), layers_per_block=1, latent_channels=4,
                        norm_num_groups=16)
@@ -92,11 +92,10 @@ def vae(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None
 
     def loss(net: VAE, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(pictures), 32, step, run.seed)[share]
-        device = next(net.parameters()).device
-        image = to_unit(pictures[rows]).to(device)
-        shape = (len(rows), net.config.latent_channels, size // 4, size // 4)
-        noise = torch.randn(shape, generator=generator(run.seed, step, share.start)).to(device)
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        image = to_unit(crops(pictures[rows], min(size, 32), g)).to(device)
         mean, logvar = (m.float() for m in net.moments(image))
+        noise = torch.randn(mean.shape, generator=g).to(device)
         decoded = net.decode(mean + (0.5 * logvar).exp() * noise).float()
         mse = (decoded - image).square().mean()
         return {"loss": losses.vae(image, decoded, mean, logvar), "psnr": 10 * torch.log10(4 / mse.detach())}
@@ -113,15 +112,15 @@ def vae(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None
     net.save_pretrained(run.out / "vae", dtype=torch.float16)
 
 
-def unet(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
+def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
     """Cross-attention U-Net of 8 M parameters on cached latents, with the clip and vae found in --out."""
     means, stds, ids = latents(run, size, data)
     text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(False)
     empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
     config = UNetConfig(sample_size=means.shape[-1], in_channels=means.shape[1], out_channels=means.shape[1],
-                        block_out_channels=(128, 160), layers_per_block=1, heads=4, cross_attention_dim=128,
-                        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+                        block_out_channels=(64, 128, 160), layers_per_block=1, heads=4, cross_attention_dim=128,
+                        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
     net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
     text.to(run.device or default_device())
 
@@ -147,19 +146,19 @@ def unet(run: Run, *, size: int = 32, data: Path | None = None, init: Path | Non
 
 
 RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 4_000, "unet": 5_500}  # those of the weights that ship
+STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 5_500}  # those of the weights that ship
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
-        size: int = 32, device: str | None = None, threads: int | None = None, data: str | Path | None = None,
+        size: int | None = None, device: str | None = None, threads: int | None = None, data: str | Path | None = None,
         init: str | Path | None = None, resume: bool = False, seed: int = 0) -> Path:
     """Train one recipe. Returns the folder it wrote to.
 
     Args:
         name: a key of RECIPES. out: the model's folder, by default runs/mini-sd (runs/reader for the reader).
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
-        size: side of the pictures in pixels. data: a folder with metadata.jsonl instead of scenes.
+        size: side of the pictures in pixels, by default 64 (the reader's 32). data: a folder with metadata.jsonl instead of scenes.
         init: a folder with weights of the same part to start from.
 
     Raises:
@@ -167,12 +166,13 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
-    if size < 16 or size % 16:
+    if size is not None and (size < 16 or size % 16):
         raise ValueError(f"size is {size}; it must be a positive multiple of 16 pixels")
     out = Path(out or f"runs/{'reader' if name == 'reader' else 'mini-sd'}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
-    RECIPES[name](settings, size=size, data=Path(data) if data else None, init=Path(init) if init else None)
+    RECIPES[name](settings, data=Path(data) if data else None, init=Path(init) if init else None,
+                  **({"size": size} if size else {}))
     return out
 
 
