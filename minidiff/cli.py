@@ -49,8 +49,7 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
     from minidiff.io import images as io
     from minidiff.pipeline import StableDiffusion
     from minidiff.settings import Settings
-    from minidiff.teach.film import check_suffix, frame, thin
-    from minidiff.teach.film import film as write_film
+    from minidiff.teach.film import check_suffix, frame, thin, write_film
 
     settings = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "strength": strength,
                 "negative_prompt": negative_prompt}

@@ -8,7 +8,6 @@ import textwrap
 import time
 from collections import Counter
 from pathlib import Path
-
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -185,7 +184,8 @@ def _pairs_right(reader: Reader, part: list[scenes.Scene], image: torch.Tensor) 
         wanted = [(scene.color, scene.object), scene.second[:2]]
         pairs = Counter((index["color"](color), index["object"](obj)) for color, obj in wanted)
         missing = pairs - found
-        rows.append({" ".join(pair): missing[index["color"](pair[0]), index["object"](pair[1])] == 0 for pair in wanted})
+        rows.append({f"{color} {obj}": missing[index["color"](color), index["object"](obj)] == 0
+                     for color, obj in wanted})
     return rows
 
 

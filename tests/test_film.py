@@ -6,14 +6,14 @@ from PIL import Image
 
 from minidiff.samplers import Step
 from minidiff.schedule import Level
-from minidiff.teach.film import film, frame, thin
+from minidiff.teach.film import frame, thin, write_film
 from tests import tiny
 
 pytestmark = pytest.mark.quick
 
 
 def test_a_long_film_is_thinned_to_25_frames_and_keeps_its_ends(tmp_path):
-    film([Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(100)], tmp_path / "long.png")
+    write_film([Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(100)], tmp_path / "long.png")
     with Image.open(tmp_path / "long.png") as file:
         assert file.n_frames == 25 and file.info["loop"] == 0
         assert file.convert("RGB").getpixel((0, 0)) == (0, 0, 0)
@@ -27,14 +27,14 @@ def test_thin_is_even():
 
 
 def test_one_frame_is_a_film_too(tmp_path):
-    film([Image.new("RGB", (4, 4))], tmp_path / "one.webp")
+    write_film([Image.new("RGB", (4, 4))], tmp_path / "one.webp")
     assert (tmp_path / "one.webp").is_file()
 
 
 @pytest.mark.parametrize(("frames", "name", "said"), [([], "no.gif", "at least one"), ([1], "a.mp4", "should end in")])
 def test_what_is_no_film_is_refused(tmp_path, frames, name, said):
     with pytest.raises(ValueError, match=said):
-        film(frames, tmp_path / name)
+        write_film(frames, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

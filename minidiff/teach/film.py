@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minidiff.io.weights import write_atomic
+from minidiff.teach.show import png, publish
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,24 @@ FORMATS = {".png": "PNG", ".gif": "GIF", ".webp": "WEBP"}
 FRAMES = 25  # noise does not compress: so many 64×64 frames are 0.05–0.15 MB as WebP
 
 
-def film(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 2.5, hold: float = 1.5) -> None:
+def film(frames: Sequence, alt: str, *, width: int | None = None, seconds: float = 2.5, hold: float = 1.5) -> None:
+    """Show a film in a notebook: an animated WebP with a description, and its last frame where films do not run.
+
+    Args:
+        frames: anything `minidiff.teach.show.show` takes, each of one size; of more than 25, 25 evenly spaced ones.
+        alt: what there is to see, in words. width: in the page, in pixels.
+        seconds, hold: as in `write_film`.
+
+    >>> from PIL import Image
+    >>> film([Image.new("RGB", (8, 8), (0, 0, 25 * i)) for i in range(9)], alt="a square turns blue")
+    a square turns blue
+    """
+    stills = [png(frame) for frame in thin(frames)]
+    data = encode([_open(still) for still in stills], ".webp", seconds=seconds, hold=hold)
+    publish(data, "image/webp", alt, stills[-1], width)
+
+
+def write_film(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 2.5, hold: float = 1.5) -> None:
     """Write pictures of one size as an endless film; the whole file appears at once.
 
     Args:
@@ -36,22 +54,32 @@ def film(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 2.
 
     >>> import tempfile; from PIL import Image
     >>> path = Path(tempfile.mkdtemp()) / "fade.gif"
-    >>> film([Image.new("RGB", (8, 8), (0, 0, 25 * i)) for i in range(9)], path)
+    >>> write_film([Image.new("RGB", (8, 8), (0, 0, 25 * i)) for i in range(9)], path)
     >>> Image.open(path).n_frames
     9
     """
-    path = Path(path)
     check_suffix(path)
+    write_atomic(Path(path), encode(frames, Path(path).suffix, seconds=seconds, hold=hold))
+
+
+def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: float) -> bytes:
+    """The file that `write_film` writes."""
     if not frames:
         raise ValueError("a film needs at least one frame")
     frames = thin(frames)
     each = round(1000 * seconds / max(1, len(frames) - 1) / 10) * 10  # GIF counts in hundredths of a second
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
-    options = {"quality": 80, "method": 4} if path.suffix == ".webp" else {}
+    options = {"quality": 80, "method": 4} if suffix.lower() == ".webp" else {}
     data = io.BytesIO()
-    frames[0].save(data, FORMATS[path.suffix.lower()], save_all=True, append_images=frames[1:], duration=durations,
+    frames[0].save(data, FORMATS[suffix.lower()], save_all=True, append_images=frames[1:], duration=durations,
                    loop=0, **options)
-    write_atomic(path, data.getvalue())
+    return data.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 @torch.inference_mode()

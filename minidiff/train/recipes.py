@@ -146,7 +146,7 @@ def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
 
 
 RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 5_500}  # those of the weights that ship
+STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 7_500}  # those of the weights that ship
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 
@@ -158,7 +158,8 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     Args:
         name: a key of RECIPES. out: the model's folder, by default runs/mini-sd (runs/reader for the reader).
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
-        size: side of the pictures in pixels, by default 64 (the reader's 32). data: a folder with metadata.jsonl instead of scenes.
+        size: side of the pictures in pixels, by default 64 (the reader's 32).
+        data: a folder with metadata.jsonl instead of scenes.
         init: a folder with weights of the same part to start from.
 
     Raises:

@@ -1,0 +1,147 @@
+"""Exercises that answer: `check("01.1", f)` compares a reader's function with the solution and says what is wrong."""
+from __future__ import annotations
+
+import copy
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+NOT_TRIED, RIGHT, WRONG = "○", "✓", "✗"
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One entry of the bank, minidiff/teach/bank/NN.py.
+
+    Args:
+        title: what is to be done. difficulty: 1 to 3 stars. minutes: how long it takes.
+        solution: the function the reader is asked for.
+        inputs: argument tuples on which an answer is compared with the solution.
+        wrong: known wrong answers: the sentence that each deserves -> the function.
+        also: right answers that are written differently, for the tests.
+        rtol, atol: tolerance of the comparison.
+    """
+
+    title: str
+    difficulty: int
+    minutes: int
+    solution: Callable
+    inputs: tuple[tuple, ...]
+    wrong: dict[str, Callable] = field(default_factory=dict)
+    also: tuple[Callable, ...] = ()
+    rtol: float = 1e-4
+    atol: float = 1e-6
+
+
+class Verdict(NamedTuple):
+    """mark: ○ not tried, ✓ right, ✗ wrong. sentence: what to tell the reader."""
+
+    mark: str
+    sentence: str
+
+
+def exercises(notebook: str) -> dict[str, Exercise]:
+    """The bank of a notebook ("01"), empty if there is none.
+
+    >>> list(exercises("01"))[0]
+    '01.1'
+    """
+    from minidiff.teach import bank
+
+    known = {module.name for module in pkgutil.iter_modules(bank.__path__)}
+    return importlib.import_module(f"{bank.__name__}.{notebook}").EXERCISES if notebook in known else {}
+
+
+def judge(name: str, f: Callable | Any) -> Verdict:
+    """Compare an answer with the solution. Never raises.
+
+    >>> judge("01.1", lambda betas: ...).mark
+    '○'
+    >>> judge("01.1", lambda betas: betas.cumprod(0)).mark
+    '✗'
+    """
+    bank = exercises(name.partition(".")[0])
+    if name not in bank:
+        return Verdict(WRONG, f"there is no exercise {name}; this notebook has {', '.join(bank) or 'none'}")
+    exercise = bank[name]
+    if f is ... or f is None:
+        return Verdict(NOT_TRIED, "not attempted yet")
+    if not callable(f):
+        return Verdict(WRONG, f"give the function itself, not what it returns: check({name!r}, f), without brackets")
+    answers, wanted = [], [exercise.solution(*copy.deepcopy(row)) for row in exercise.inputs]
+    for row in exercise.inputs:
+        given = copy.deepcopy(row)
+        try:
+            answers.append(f(*given))
+        except Exception as error:  # whatever a reader's code does, the notebook goes on
+            return Verdict(WRONG, f"it stops with {type(error).__name__}: {error}")
+        if answers[-1] is ... or answers[-1] is None:
+            return Verdict(NOT_TRIED, "not attempted yet")
+        if not all(_same(a, b, 0.0, 0.0) for a, b in zip(given, row)):
+            return Verdict(WRONG, "it changes what it was given; make a new tensor instead of writing into the input")
+    if _all_same(answers, wanted, exercise):
+        return Verdict(RIGHT, exercise.title)
+    for sentence, wrong in exercise.wrong.items():
+        if _all_same(answers, [wrong(*copy.deepcopy(row)) for row in exercise.inputs], exercise):
+            return Verdict(WRONG, sentence)
+    return Verdict(WRONG, next(_difference(row, a, b) for row, a, b in zip(exercise.inputs, answers, wanted)
+                               if not _same(a, b, exercise.rtol, exercise.atol)))
+
+
+def check(name: str, f: Callable | Any) -> None:
+    """Print what `judge` says of an answer: ○ not attempted, ✓ right, ✗ and why.
+
+    >>> check("01.1", lambda betas: (1 - betas).cumprod(0))
+    ✓ 01.1  alpha_bar from the betas
+    """
+    verdict = _session[name] = judge(name, f)
+    print(f"{verdict.mark} {name}  {verdict.sentence}")
+
+
+def report() -> None:
+    """Print one line per exercise of the notebooks checked in this session: also those that were never checked.
+
+    `check.report()` in a notebook; its lines start with the mark, so that a folder of notebooks is graded by counting.
+    """
+    for notebook in sorted({name.partition(".")[0] for name in _session}):
+        for name, exercise in exercises(notebook).items():
+            verdict = _session.get(name, Verdict(NOT_TRIED, "not attempted yet"))
+            print(f"{verdict.mark} {name}  {exercise.title}")
+
+
+check.report = report
+_session: dict[str, Verdict] = {}  # the last verdict of each exercise
+
+
+def _all_same(answers: list, wanted: list, exercise: Exercise) -> bool:
+    return all(_same(a, b, exercise.rtol, exercise.atol) for a, b in zip(answers, wanted))
+
+
+def _same(a: Any, b: Any, rtol: float, atol: float) -> bool:
+    """Whether two answers (numbers, tensors, arrays, tuples or lists of them) agree in shape and value."""
+    if isinstance(b, (tuple, list)):
+        return isinstance(a, (tuple, list)) and len(a) == len(b) and all(_same(x, y, rtol, atol) for x, y in zip(a, b))
+    try:
+        a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    except (TypeError, ValueError, RuntimeError):
+        return a is b or a == b
+    return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+
+
+def _difference(row: tuple, a: Any, b: Any) -> str:
+    given = ", ".join(map(_short, row))
+    return f"for ({given}) the answer is {_short(b)}, yours is {_short(a)}"
+
+
+def _short(value: Any) -> str:
+    """A value in a few characters: tensors by their shape and first numbers."""
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(map(_short, value)) + ")"
+    if isinstance(value, torch.Tensor) and value.ndim:
+        first = ", ".join(f"{number:.3g}" for number in value.flatten()[:4].tolist())
+        return f"tensor{tuple(value.shape)} [{first}{', …' if value.numel() > 4 else ''}]"
+    return f"{float(value):.4g}" if isinstance(value, (int, float, torch.Tensor)) else repr(value)[:60]

@@ -1,0 +1,94 @@
+"""The one way a notebook shows a picture: with alt text, there before anything is run; and one look for all plots."""
+from __future__ import annotations
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING
+
+import torch
+
+from minidiff.data.scenes import contact_sheet
+from minidiff.io.images import to_pil
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito: colour-blind-safe
+STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "savefig.dpi": 110, "font.size": 10,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+         "axes.titlesize": 10, "axes.titlelocation": "left", "lines.linewidth": 1.8, "legend.frameon": False,
+         "image.interpolation": "nearest", "image.cmap": "viridis"}
+
+
+def style() -> None:
+    """Give all matplotlib figures made from here on the look of the series."""
+    import matplotlib
+    from cycler import cycler
+
+    matplotlib.rcParams.update({**STYLE, "axes.prop_cycle": cycler(color=COLORS)})
+
+
+def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: int | None = None,
+         columns: int | None = None) -> None:
+    """Show a figure or pictures in a notebook, with a description for who cannot see them.
+
+    Args:
+        what: a matplotlib figure (closed afterwards); a PIL picture; pictures (B,3,H,W) or (3,H,W) in [0, 1];
+            or a list of PIL pictures of one size, shown side by side.
+        alt: what there is to see, in words.
+        width: in the page, in pixels; None: the picture's own.
+        columns: pictures per row; None: all in one.
+
+    Raises:
+        ValueError: no alt text, no picture.
+
+    >>> show(torch.zeros(2, 3, 8, 8), alt="two black squares")
+    two black squares
+    """
+    data = png(what, columns)
+    publish(data, "image/png", alt, data, width)
+
+
+def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = None) -> bytes:
+    """The PNG file of what `show` shows.
+
+    >>> png(torch.zeros(3, 8, 8))[:4]
+    b'\\x89PNG'
+    """
+    from PIL import Image
+
+    file = io.BytesIO()
+    if hasattr(what, "savefig"):
+        import matplotlib.pyplot as plt
+
+        what.savefig(file, format="png")
+        plt.close(what)
+        what = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the size
+        file = io.BytesIO()
+    if isinstance(what, torch.Tensor):
+        what = to_pil((what if what.ndim == 4 else what[None]).clamp(0, 1))
+    if isinstance(what, (list, tuple)):
+        if not what:
+            raise ValueError("there is no picture to show")
+        what = contact_sheet(list(what), columns or len(what))
+    what.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = None) -> None:
+    """Display a picture file as text/html with alt text, and a still PNG of it for viewers that show no HTML."""
+    from IPython.display import display
+    from PIL import Image
+
+    if not alt.strip():
+        raise ValueError("alt is empty; say in words what there is to see")
+    text = html.escape(alt, quote=True)
+    look = "max-width:100%"
+    if width:  # enlarged pictures keep hard pixels
+        hard = width > Image.open(io.BytesIO(still)).width
+        look += f";width:{width}px" + ";image-rendering:pixelated" * hard
+    source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+    display({"text/html": f'<figure style="margin:0"><img alt="{text}" style="{look}" src="{source}"></figure>',
+             "image/png": base64.b64encode(still).decode(), "text/plain": alt}, raw=True)

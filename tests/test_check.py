@@ -1,0 +1,60 @@
+"""Exercises that answer: what `check` says of right, wrong, broken and missing answers. The bank: test_notebooks.py."""
+import pytest
+import torch
+
+from minidiff.teach.check import NOT_TRIED, RIGHT, WRONG, check, exercises, judge
+
+pytestmark = pytest.mark.quick
+
+
+def right(betas):
+    return torch.cumprod(1 - betas, 0)
+
+
+def in_place(betas):
+    return betas.neg_().add_(1).cumprod(0)
+
+
+def broken(betas):
+    return betas.nonsense
+
+
+@pytest.mark.parametrize("answer, mark, words", [
+    (right, RIGHT, "alpha_bar from the betas"),
+    (lambda betas: right(betas).numpy(), RIGHT, "alpha_bar"),
+    (lambda betas: ..., NOT_TRIED, "not attempted"),
+    (lambda betas: None, NOT_TRIED, "not attempted"),
+    (..., NOT_TRIED, "not attempted"),
+    (None, NOT_TRIED, "not attempted"),
+    (torch.ones(3), WRONG, "give the function itself"),
+    (broken, WRONG, "stops with AttributeError"),
+    (lambda: 1, WRONG, "stops with TypeError"),
+    (in_place, WRONG, "changes what it was given"),
+    (lambda betas: betas.cumprod(0), WRONG, "product of the betas"),
+    (lambda betas: right(betas)[None], WRONG, "yours is tensor(1, 8)"),
+    (lambda betas: "no idea", WRONG, "yours is 'no idea'"),
+    (lambda betas: right(betas) * 1.01, WRONG, "the answer is tensor(8,)"),
+    (lambda betas: right(betas) * float("nan"), WRONG, "nan"),
+])
+def test_judge(answer, mark, words):
+    verdict = judge("01.1", answer)
+    assert verdict.mark == mark and words in verdict.sentence and "\n" not in verdict.sentence
+
+
+def test_an_exercise_that_does_not_exist_is_no_exception():
+    assert judge("01.99", right).mark == WRONG and "01.1" in judge("01.99", right).sentence
+    assert judge("nonsense", right).mark == WRONG and exercises("nonsense") == {}
+
+
+def test_the_report_has_a_line_for_every_exercise_of_the_notebook(capsys, monkeypatch):
+    import sys
+
+    monkeypatch.setattr(sys.modules["minidiff.teach.check"], "_session", {})
+    check("01.1", right)
+    assert capsys.readouterr().out == "✓ 01.1  alpha_bar from the betas\n"
+    check.report()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == list(exercises("01")) and [line[0] for line in lines] == ["✓", "○"]
+    check("01.1", broken)
+    check.report()
+    assert capsys.readouterr().out.splitlines()[-2].startswith("✗ 01.1")

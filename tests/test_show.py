@@ -1,0 +1,70 @@
+"""Pictures in notebooks: one bundle with alt text and a PNG, whatever is shown."""
+import base64
+import io
+
+import pytest
+import torch
+
+from minidiff.teach import film, show, style
+from minidiff.teach.show import png
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The bundles that a cell displays."""
+    bundles = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+def pixels(data: str):
+    from PIL import Image
+
+    return Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+
+
+def test_a_picture_comes_with_its_description_as_html_and_as_png(shown):
+    show(torch.rand(3, 8, 8), alt='a "red" house & <more>', width=64)
+    (bundle,) = shown
+    assert 'alt="a &quot;red&quot; house &amp; &lt;more&gt;"' in bundle["text/html"]
+    assert "width:64px;image-rendering:pixelated" in bundle["text/html"] and "<script" not in bundle["text/html"]
+    assert bundle["image/png"] in bundle["text/html"] and pixels(bundle["image/png"]).size == (8, 8)
+    assert bundle["text/plain"] == 'a "red" house & <more>'
+
+
+@pytest.mark.parametrize("columns, size", [(None, (32, 8)), (2, (16, 16))])
+def test_several_pictures_stand_side_by_side(shown, columns, size):
+    show(torch.rand(4, 3, 8, 8), alt="four", columns=columns)
+    assert pixels(shown[0]["image/png"]).size == size
+
+
+def test_values_outside_of_0_and_1_are_cut_off():
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png(torch.tensor([-3.0, 0.5, 7.0]).view(3, 1, 1))))
+    assert picture.getpixel((0, 0)) == (0, 128, 255)
+
+
+def test_a_figure_is_shown_once_and_closed(shown):
+    import matplotlib.pyplot as plt
+
+    style()
+    fig, ax = plt.subplots(figsize=(2, 1))
+    ax.plot([0, 1])
+    show(fig, alt="a line")
+    assert not plt.fignum_exists(fig.number) and pixels(shown[0]["image/png"]).size == (220, 110)
+
+
+def test_a_film_moves_and_leaves_its_last_frame(shown):
+    from PIL import Image
+
+    film([torch.full((3, 8, 8), i / 9) for i in range(10)], alt="it gets brighter")
+    source = shown[0]["text/html"].split("base64,")[1].split('"')[0]
+    assert Image.open(io.BytesIO(base64.b64decode(source))).n_frames == 10
+    assert pixels(shown[0]["image/png"]).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("what, alt, words", [(torch.rand(3, 2, 2), " ", "alt is empty"), ([], "x", "no picture")])
+def test_what_cannot_be_shown_is_refused(what, alt, words):
+    with pytest.raises(ValueError, match=words):
+        show(what, alt=alt)
