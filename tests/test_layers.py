@@ -52,8 +52,9 @@ def imports(source: str, name: str, package: bool, known: set[str]) -> set[str]:
             names = [alias.name for alias in node.names if (base, alias.name) != ("minidiff", "__version__")]
             found |= {f"{base}.{other}" if f"{base}.{other}" in known else base for other in names}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
-            assert isinstance(node.args[0], ast.Constant), f"{name} imports a module whose name is computed"
-            found.add(node.args[0].value)
+            first = node.args[0].values[0] if isinstance(node.args[0], ast.JoinedStr) else node.args[0]
+            assert isinstance(first, ast.Constant), f"{name} imports a module whose package is computed"
+            found.add(first.value.rstrip("."))  # f"minidiff.teach.bank.{notebook}": the package it is in
     return {module for module in found if module.split(".")[0] == "minidiff"}
 
 

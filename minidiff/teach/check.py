@@ -53,7 +53,7 @@ def exercises(notebook: str) -> dict[str, Exercise]:
     from minidiff.teach import bank
 
     known = {module.name for module in pkgutil.iter_modules(bank.__path__)}
-    return importlib.import_module(f"{bank.__name__}.{notebook}").EXERCISES if notebook in known else {}
+    return importlib.import_module(f"minidiff.teach.bank.{notebook}").EXERCISES if notebook in known else {}
 
 
 def judge(name: str, f: Callable | Any) -> Verdict:

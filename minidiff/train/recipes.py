@@ -113,7 +113,7 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
 
 
 def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
-    """Cross-attention U-Net of 8 M parameters on cached latents, with the clip and vae found in --out."""
+    """Cross-attention U-Net of 7 M parameters on cached latents, with the clip and vae found in --out."""
     means, stds, ids = latents(run, size, data)
     text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(False)
     empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
