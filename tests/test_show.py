@@ -1,6 +1,7 @@
 """Pictures in notebooks: one bundle with alt text and a PNG, whatever is shown."""
 import base64
 import io
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from minidiff.teach.show import png
 def shown(monkeypatch):
     """The bundles that a cell displays."""
     bundles = []
+    monkeypatch.setattr("IPython.get_ipython", MagicMock())  # as in a notebook
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
     return bundles
 

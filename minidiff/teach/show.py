@@ -78,8 +78,11 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
 
 
 def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = None) -> None:
-    """Display a picture file as text/html with alt text, and a still PNG of it for viewers that show no HTML."""
-    from IPython.display import display
+    """Display a picture file as text/html with alt text, and a still PNG of it for viewers that show no HTML.
+
+    Outside IPython the alt text is printed.
+    """
+    from IPython import display, get_ipython
     from PIL import Image
 
     if not alt.strip():
@@ -90,5 +93,6 @@ def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = 
         hard = width > Image.open(io.BytesIO(still)).width
         look += f";width:{width}px" + ";image-rendering:pixelated" * hard
     source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-    display({"text/html": f'<figure style="margin:0"><img alt="{text}" style="{look}" src="{source}"></figure>',
-             "image/png": base64.b64encode(still).decode(), "text/plain": alt}, raw=True)
+    bundle = {"text/html": f'<figure style="margin:0"><img alt="{text}" style="{look}" src="{source}"></figure>',
+              "image/png": base64.b64encode(still).decode(), "text/plain": alt}
+    display.display(bundle, raw=True) if get_ipython() else print(alt)
