@@ -36,8 +36,14 @@ def film(frames: Sequence, alt: str, *, width: int | None = None, seconds: float
     a square turns blue
     """
     stills = [png(frame) for frame in thin(frames)]
-    data = encode([_open(still) for still in stills], ".webp", seconds=seconds, hold=hold)
-    publish(data, "image/webp", alt, stills[-1], width)
+    publish(*as_film(stills, seconds=seconds, hold=hold), alt, stills[-1], width)
+
+
+def as_film(stills: Sequence[bytes], *, seconds: float = 5.0, hold: float = 1.5) -> tuple[bytes, str]:
+    """PNG files of one size as one animated WebP of at most 25 frames, and its type; a single one stays a PNG."""
+    if len(stills) == 1:
+        return stills[0], "image/png"
+    return encode([_open(still) for still in thin(stills)], ".webp", seconds=seconds, hold=hold), "image/webp"
 
 
 def write_film(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 2.5, hold: float = 1.5) -> None:

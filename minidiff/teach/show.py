@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,10 +78,12 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     return file.getvalue()
 
 
-def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = None) -> None:
+def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = None,
+            live: Callable | None = None) -> None:
     """Display a picture file as text/html with alt text, and a still PNG of it for viewers that show no HTML.
 
-    Outside IPython the alt text is printed.
+    `live()` returns a widget, which notebooks prefer as long as their kernel lives. Outside IPython the alt text is
+    printed.
     """
     from IPython import display, get_ipython
     from PIL import Image
@@ -95,4 +98,7 @@ def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = 
     source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
     bundle = {"text/html": f'<figure style="margin:0"><img alt="{text}" style="{look}" src="{source}"></figure>',
               "image/png": base64.b64encode(still).decode(), "text/plain": alt}
-    display.display(bundle, raw=True) if get_ipython() else print(alt)
+    if get_ipython():
+        display.display((live()._repr_mimebundle_() | bundle) if live else bundle, raw=True)
+    else:
+        print(alt)

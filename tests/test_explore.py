@@ -1,0 +1,103 @@
+"""Explorers: the slider moves the picture, each picture is drawn once, and a film is stored for those who only read."""
+import base64
+import io
+import re
+from unittest.mock import MagicMock
+
+import ipywidgets as widgets
+import pytest
+from PIL import Image
+
+from minidiff.teach import explore
+from minidiff.teach.explore import _widget
+from minidiff.teach.show import png
+
+CONTROLS = {"color": ["red", "blue"], "size": [4, 8, 12]}
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The bundles that a cell displays."""
+    bundles = []
+    monkeypatch.setattr("IPython.get_ipython", MagicMock())  # as in a notebook
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: bundles.append(bundle))
+    return bundles
+
+
+@pytest.fixture
+def drawn():
+    """What was drawn, in order."""
+    return []
+
+
+@pytest.fixture
+def draw(drawn):
+    def draw(color, size):
+        drawn.append((color, size))
+        picture = Image.new("RGB", (16, 16), "white")
+        picture.paste(color, (0, 0, size, size))
+        return picture
+
+    return draw
+
+
+def live(bundle):
+    """The live widget behind a bundle, its controls and its picture."""
+    box = widgets.widget._instances[
+        bundle["application/vnd.jupyter.widget-view+json"]["model_id"]]
+    *controls, image = box.children
+    return controls, image
+
+
+def test_moving_a_control_changes_the_picture(shown, draw):
+    explore(draw, alt="a square", **CONTROLS)
+    (menu, row), image = live(shown[0])
+    play, slider = row.children
+    assert image.value == png(draw("red", 4))
+    slider.value = 12
+    assert image.value == png(draw("red", 12))
+    menu.value = "blue"
+    assert image.value == png(draw("blue", 12))
+    assert isinstance(play, widgets.Play) and play.max == 2 and not slider.continuous_update
+
+
+def test_each_picture_is_drawn_once_and_only_when_wanted(shown, draw, drawn):
+    explore(draw, alt="a square", **CONTROLS)
+    assert drawn == [("red", 4), ("red", 8), ("red", 12)]  # the stored film
+    (menu, row), _ = live(shown[0])
+    for value in ("blue", "red", "blue"):
+        menu.value = value
+    row.children[1].value = 8
+    assert drawn[3:] == [("blue", 4), ("blue", 8)]
+
+
+def test_what_is_stored_is_a_film_over_the_last_control(shown, draw):
+    explore(draw, alt="a square", width=200, **CONTROLS)
+    (source,) = re.findall('alt="a square".*src="data:image/webp;base64,([^"]*)', shown[0]["text/html"])
+    film = Image.open(io.BytesIO(base64.b64decode(source)))
+    assert film.n_frames == 3 and film.size == (16, 16)
+    assert base64.b64decode(shown[0]["image/png"]) == png(draw("red", 12)) and shown[0]["text/plain"] == "a square"
+
+
+def test_without_a_notebook_the_description_is_printed(draw, capsys):
+    explore(draw, alt="a square", **CONTROLS)
+    assert capsys.readouterr().out == "a square\n"
+
+
+def test_play_is_tied_to_the_last_slider_in_the_browser():
+    box = _widget(lambda *chosen: b"", {"a": ["x"], "t": [0.5, 1.5]}, "", None)
+    play, slider = box.children[1].children
+    links = [w for w in widgets.widget._instances.values() if isinstance(w, widgets.widget_link.Link)]
+    assert (play, "value") in [link.source for link in links] and (slider, "index") in [link.target for link in links]
+    assert [label for label, _ in slider.options] == ["0.5", "1.5"]
+
+
+@pytest.mark.parametrize("controls", [{}, {"t": []}, {"a": ["x"], "t": range(0)}])
+def test_an_explorer_without_values_is_refused(draw, controls):
+    with pytest.raises(ValueError, match="at least one value, as in t=range"):
+        explore(draw, alt="a square", **controls)
+
+
+def test_an_explorer_without_a_description_is_refused(shown, draw):
+    with pytest.raises(ValueError, match="alt is empty"):
+        explore(draw, alt=" ", **CONTROLS)
