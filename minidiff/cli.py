@@ -1,4 +1,4 @@
-"""The command line: `python -m minidiff generate | train | evaluate | info`. Each command is a function too."""
+"""The command line: `python -m minidiff generate | train | evaluate | info | lab`. Each command is a function too."""
 from __future__ import annotations
 
 import argparse
@@ -231,6 +231,11 @@ def _parser() -> argparse.ArgumentParser:
     p = command("info", _info, "show what a model file or folder holds")
     p.add_argument("path", metavar="PATH", help="mini-sd, a model folder or a weight file")
     p.add_argument("--json", dest="as_json", action="store_true", help="as JSON")
+
+    p = command("lab", _lab, "copy the notebooks and open them in JupyterLab, without a network")
+    p.add_argument("folder", metavar="FOLDER", nargs="?", default="minidiff-notebooks",
+                   help="where your copies go (default: minidiff-notebooks); what is there is kept")
+    p.add_argument("--no-browser", dest="browser", action="store_false", help="print the address instead of opening it")
     return top
 
 
@@ -268,6 +273,12 @@ def _info(path: str, as_json: bool) -> None:
         print(f"predicts {found['prediction_type']}, scheduler {found['scheduler']}")
     for name, part in found["parts"].items():
         print(f"  {name:16} {part.get('class', ''):28} {part['parameters']:>15,}  {part['dtype']}")
+
+
+def _lab(**options) -> None:
+    from minidiff.teach.lab import lab
+
+    lab(**options)
 
 
 def _share(value) -> str:

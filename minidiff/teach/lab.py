@@ -1,0 +1,92 @@
+"""A reader's own copy of the notebooks, opened in JupyterLab without a network."""
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+FIRST = "00_start_here.ipynb"
+OFFLINE = ("--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+           "--LabApp.extension_manager=readonly")  # what JupyterLab would otherwise ask the network for
+
+
+def notebooks_dir() -> Path:
+    """The folder with the notebooks that ship: that of a checkout, `minidiff/_notebooks` of an installed wheel.
+
+    >>> notebooks_dir().name in ("notebooks", "_notebooks")
+    True
+    """
+    package = Path(__file__).resolve().parent.parent
+    wheel = package / "_notebooks"
+    return wheel if wheel.is_dir() else package.parent / "notebooks"
+
+
+def copy_notebooks(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """Copy the notebooks and their solutions into a folder; what is there stays as it is.
+
+    Returns:
+        The files copied, and those that were there already.
+
+    Raises:
+        ValueError: the folder is the one they come from.
+        FileNotFoundError: this installation has no notebooks. OSError: the folder cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first, again = copy_notebooks(folder), copy_notebooks(folder)
+    >>> first[1] == again[0] == [], first[0] == again[1]
+    (True, True)
+    """
+    source, folder = notebooks_dir(), Path(folder)
+    files = sorted([*source.glob("*.ipynb"), *source.glob("solutions/*.ipynb")])
+    if not files:
+        raise FileNotFoundError(f"there are no notebooks in {source}; install minidiff again, or get a whole checkout")
+    if folder.resolve() == source:
+        raise ValueError(f"{folder} is where the notebooks come from; name another folder for your own copies")
+    copied, kept = [], []
+    for file in files:
+        target = folder / file.relative_to(source)
+        (kept if target.exists() else copied).append(target)
+    for target in copied:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / target.relative_to(folder), target)
+    return copied, kept
+
+
+def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True) -> int:
+    """Copy the notebooks and open the first one in JupyterLab, until that is shut down.
+
+    Args:
+        folder: gets the copies; what is there stays as it is. browser: whether to open one.
+
+    Returns:
+        JupyterLab's exit code.
+
+    Raises:
+        ValueError: JupyterLab is not installed, or see `copy_notebooks`.
+    """
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise ValueError("JupyterLab is not installed; pip install -r requirements.txt, or 'minidiff[lab]'")
+    copied, kept = copy_notebooks(folder)
+    """That of the kernels: they import this minidiff, installed or not, and ask no network for models."""
+    process = subprocess.Popen(command(folder, browser), env=environment())
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # JupyterLab gets it too, and asks whether to stop
+            continue
+
+
+def command(folder: str | Path, browser: bool = True) -> list[str]:
+    """The command line that opens the folder's first notebook."""
+    return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={Path(folder).resolve()}",
+            f"--LabApp.default_url=/lab/tree/{FIRST}", *OFFLINE, *([] if browser else ["--no-browser"])]
+
+
+def environment() -> dict[str, str]:
+    """That of the kernels: they import this minidiff, installed or not, and never look for models on the network."""
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}

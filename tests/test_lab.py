@@ -1,0 +1,109 @@
+"""`lab`: a reader's copies are made once and never overwritten, and JupyterLab starts without asking the network."""
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+
+from minidiff import cli
+from minidiff.teach import lab
+
+FILES = ("00_start_here.ipynb", "01_forward_noising.ipynb", "solutions/01.ipynb")
+
+
+@pytest.fixture(autouse=True)
+def shipped(tmp_path, monkeypatch):
+    """Three notebooks to copy from, and an empty folder to work in."""
+    source = tmp_path / "shipped"
+    (source / "solutions").mkdir(parents=True)
+    for name in FILES:
+        (source / name).write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    (source / "conftest.py").write_text("")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(lab, "notebooks_dir", lambda: source)
+    return source
+
+
+def test_notebooks_and_solutions_are_copied_and_nothing_else(tmp_path):
+    copied, kept = lab.copy_notebooks("mine")
+    assert [path.as_posix() for path in copied] == [f"mine/{name}" for name in FILES] and kept == []
+    assert sorted(path.name for path in (tmp_path / "work" / "mine").rglob("*.*")) == sorted(
+        name.split("/")[-1] for name in FILES)
+
+
+def test_a_readers_work_is_never_overwritten(tmp_path):
+    lab.copy_notebooks("mine")
+    mine = tmp_path / "work" / "mine" / FILES[1]
+    mine.write_text("my answers")
+    (mine.parent / FILES[0]).unlink()
+    copied, kept = lab.copy_notebooks("mine")
+    assert mine.read_text() == "my answers"
+    assert [path.name for path in copied] == [FILES[0]] and len(kept) == 2
+
+
+def test_the_command_copies_then_opens_the_first_notebook(monkeypatch, capsys):
+    started = []
+
+    class Server:
+        def __init__(self, command, env):
+            started.append((command, env))
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(lab, "subprocess", SimpleNamespace(Popen=Server))
+    assert cli.main(["lab", "mine", "--no-browser"]) == 0
+    (command, env), = started
+    assert "--LabApp.default_url=/lab/tree/00_start_here.ipynb" in command and "--no-browser" in command
+    assert capsys.readouterr().out == "mine: 3 notebooks copied\n"
+    check = "import minidiff; print(minidiff.__file__)"
+    done = subprocess.run([sys.executable, "-c", check], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == sys.modules["minidiff"].__file__
+
+
+def test_bad_input_is_one_sentence(shipped, monkeypatch, capsys):
+    assert cli.main(["lab", str(shipped)]) == 2
+    assert "is where the notebooks come from" in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["lab", "mine"]) == 2
+    assert "JupyterLab is not installed; pip install" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(lab, "notebooks_dir", lambda: shipped / "none")
+    assert cli.main(["lab", "mine"]) == 2
+    assert "there are no notebooks in" in capsys.readouterr().err
+
+
+def answer(url: str) -> bytes:
+    """What a server that is just starting has to say."""
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(url, timeout=20) as reply:
+                return reply.read()
+        except urllib.error.URLError:
+            time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+def test_jupyterlab_takes_the_options_and_serves_the_folder(tmp_path):
+    lab.copy_notebooks("mine")
+    command = [*lab.command("mine", browser=False), "--IdentityProvider.token=t", "--ServerApp.port_retries=100",
+               "--allow-root"]
+    server = subprocess.Popen(command, env=lab.environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        lines = []
+        for line in server.stderr:
+            lines.append(line)
+            if found := re.search(r"(http://127\.0\.0\.1:\d+)/", line):
+                break
+        assert FILES[0].encode() in answer(f"{found[1]}/api/contents?token=t")
+    finally:
+        server.terminate()
+        rest = server.stderr.read()
+        server.wait(20)
+    assert not re.search("unrecognized|Unrecognized|invalid|Error", "".join(lines) + rest)
