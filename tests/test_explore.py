@@ -10,6 +10,7 @@ from PIL import Image
 
 from minidiff.teach import explore
 from minidiff.teach.explore import _widget
+from minidiff.teach.film import FRAMES
 from minidiff.teach.show import png
 
 CONTROLS = {"color": ["red", "blue"], "size": [4, 8, 12]}
@@ -79,13 +80,26 @@ def test_what_is_stored_is_a_film_over_the_last_control(shown, draw):
     assert base64.b64decode(shown[0]["image/png"]) == png(draw("red", 12)) and shown[0]["text/plain"] == "a square"
 
 
+def test_a_menu_alone_stores_a_still_picture(shown, draw, drawn):
+    explore(draw, alt="a square", size=[8], color=["red", "blue"])
+    assert "data:image/png" in shown[0]["text/html"] and drawn == [("red", 8)]
+    (_, menu), image = live(shown[0])
+    menu.value = "blue"
+    assert image.value == png(draw("blue", 8))
+
+
+def test_of_a_long_slider_only_the_frames_of_the_film_are_drawn_before_it_is_moved(shown, draw, drawn):
+    explore(draw, alt="a square", color=["red"], size=range(1, 1001))
+    assert len(drawn) == FRAMES and drawn[0] == ("red", 1) and drawn[-1] == ("red", 1000)
+
+
 def test_without_a_notebook_the_description_is_printed(draw, capsys):
     explore(draw, alt="a square", **CONTROLS)
     assert capsys.readouterr().out == "a square\n"
 
 
 def test_play_is_tied_to_the_last_slider_in_the_browser():
-    box = _widget(lambda *chosen: b"", {"a": ["x"], "t": [0.5, 1.5]}, "", None)
+    box = _widget(lambda *chosen: b"", {"a": ["x"], "t": [0.5, 1.5]}, None)
     play, slider = box.children[1].children
     links = [w for w in widgets.widget._instances.values() if isinstance(w, widgets.widget_link.Link)]
     assert (play, "value") in [link.source for link in links] and (slider, "index") in [link.target for link in links]
@@ -96,6 +110,11 @@ def test_play_is_tied_to_the_last_slider_in_the_browser():
 def test_an_explorer_without_values_is_refused(draw, controls):
     with pytest.raises(ValueError, match="at least one value, as in t=range"):
         explore(draw, alt="a square", **controls)
+
+
+def test_a_picture_in_place_of_a_function_is_refused():
+    with pytest.raises(ValueError, match="draw is 'a picture'; it must be a function of the controls"):
+        explore("a picture", alt="a square", **CONTROLS)
 
 
 def test_an_explorer_without_a_description_is_refused(shown, draw):

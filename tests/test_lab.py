@@ -47,7 +47,7 @@ def test_a_readers_work_is_never_overwritten(tmp_path):
     assert [path.name for path in copied] == [FILES[0]] and len(kept) == 2
 
 
-def test_the_command_copies_then_opens_the_first_notebook(monkeypatch, capsys):
+def test_the_command_copies_then_opens_the_first_notebook(tmp_path, monkeypatch, capsys):
     started = []
 
     class Server:
@@ -59,9 +59,13 @@ def test_the_command_copies_then_opens_the_first_notebook(monkeypatch, capsys):
 
     monkeypatch.setattr(lab, "subprocess", SimpleNamespace(Popen=Server))
     assert cli.main(["lab", "mine", "--no-browser"]) == 0
-    (command, env), = started
+    command, env = started[0]
     assert "--LabApp.default_url=/lab/tree/00_start_here.ipynb" in command and "--no-browser" in command
     assert capsys.readouterr().out == "mine: 3 notebooks copied\n"
+    (tmp_path / "work" / "mine" / FILES[0]).unlink()
+    assert cli.main(["lab", "mine"]) == 0 and "--no-browser" not in started[1][0]
+    kept = "kept as they were: 01_forward_noising.ipynb 01.ipynb"
+    assert capsys.readouterr().out == f"mine: 1 notebooks copied\n{kept}\n"
     check = "import minidiff; print(minidiff.__file__)"
     done = subprocess.run([sys.executable, "-c", check], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == sys.modules["minidiff"].__file__
@@ -94,7 +98,7 @@ def test_jupyterlab_takes_the_options_and_serves_the_folder(tmp_path):
     lab.copy_notebooks("mine")
     command = [*lab.command("mine", browser=False), "--IdentityProvider.token=t", "--ServerApp.port_retries=100",
                "--allow-root"]
-    server = subprocess.Popen(command, env=lab.environment(), stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, env=lab.environment(tmp_path / "work"), stderr=subprocess.PIPE, text=True)
     try:
         lines = []
         for line in server.stderr:

@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 FIRST = "00_start_here.ipynb"
-OFFLINE = ("--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+OFFLINE = ("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
            "--LabApp.extension_manager=readonly")  # what JupyterLab would otherwise ask the network for
 
 
@@ -71,13 +73,16 @@ def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True) -> i
     if importlib.util.find_spec("jupyterlab") is None:
         raise ValueError("JupyterLab is not installed; pip install -r requirements.txt, or 'minidiff[lab]'")
     copied, kept = copy_notebooks(folder)
-    """That of the kernels: they import this minidiff, installed or not, and ask no network for models."""
-    process = subprocess.Popen(command(folder, browser), env=environment())
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # JupyterLab gets it too, and asks whether to stop
-            continue
+    print(f"{folder}: {len(copied)} notebooks copied", flush=True)
+    if kept:
+        print("kept as they were:", *(path.name for path in kept), flush=True)
+    with tempfile.TemporaryDirectory() as config:
+        process = subprocess.Popen(command(folder, browser), env=environment(config))
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # JupyterLab gets it too, and asks whether to stop
+                continue
 
 
 def command(folder: str | Path, browser: bool = True) -> list[str]:
@@ -86,7 +91,15 @@ def command(folder: str | Path, browser: bool = True) -> list[str]:
             f"--LabApp.default_url=/lab/tree/{FIRST}", *OFFLINE, *([] if browser else ["--no-browser"])]
 
 
-def environment() -> dict[str, str]:
-    """That of the kernels: they import this minidiff, installed or not, and never look for models on the network."""
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+def environment(config: str | Path) -> dict[str, str]:
+    """That of JupyterLab and its kernels, which import this minidiff, installed or not, and ask no network for models.
+
+    Args:
+        config: an empty folder; gets the settings that keep JupyterLab from offering news.
+    """
+    page = Path(config) / "labconfig" / "page_config.json"
+    page.parent.mkdir()
+    page.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    first = {"PYTHONPATH": Path(__file__).resolve().parents[2], "JUPYTER_CONFIG_PATH": config}
+    paths = {name: os.pathsep.join(filter(None, [str(path), os.environ.get(name)])) for name, path in first.items()}
+    return os.environ | paths | {"HF_HUB_OFFLINE": "1"}
