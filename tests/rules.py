@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("Goals", "Before you start", "Recap", "Where it lives in minidiff", "Quiz", "Exercises", "Papers")
 BANNER = re.compile(r"Runs in about \d+ s of CPU time and \d+\.\d GB of memory, offline, without a GPU\.")
 STARS = re.compile(r"★{1,3}☆* · \d+ min\b")
-TAG = re.compile(r"# ?(checks )?((\(\d+\.\d+\)(, | and )?)+)")
+TAG = re.compile(r"# ?(checks )?((\(\d+\.\d+\)(,? |,? and )?)+)")
 REMOTE = {r"<script": "has a <script>, which is dead before the notebook is run",
           r"<img[^>]*src=.https?:|!\[[^\]]*\]\(https?:": "has a remote image"}
 IN_CODE = {r"\bplt\.show\(": "calls plt.show: pictures are shown by teach.show",
@@ -104,10 +104,10 @@ def anatomy(nb, path: Path) -> Found:
     banner = each(nb, "markdown", "banner")
     if len(banner) != 1 or not BANNER.match(banner[0][1].source):
         yield 0, "one markdown cell must be tagged `banner`, and be written by `python tests/series.py execute`"
-    shown = {n for n, cell in each(nb, "")
-             if cell.metadata.get("slideshow", {}).get("slide_type") in ("slide", "subslide", "fragment")}
+    chosen = {n for n, cell in each(nb, "") if cell.metadata.get("slideshow", {}).get("slide_type")}
     wanted = {n for n, level, _ in heads if level <= 2} | {n for n, _ in each(nb, "", "projector")[:1]}
-    yield from ((n, "has no slide_type; the h1, each h2 and the projector cell need one") for n in sorted(wanted - shown))
+    yield from ((n, "has no slide_type; the h1, each h2 and the projector cell need one, if only skip")
+                for n in sorted(wanted - chosen))
 
 
 def code(nb, path: Path) -> Found:

@@ -1,4 +1,4 @@
-"""The notebook series: `python tests/series.py check|execute|solutions [notebooks/01*.ipynb …]`; rules.py has the rules."""
+"""The notebook series: `python tests/series.py check|execute|solutions [notebooks/01*.ipynb …]`; rules: rules.py."""
 from __future__ import annotations
 
 import argparse
@@ -99,7 +99,9 @@ def solutions(number: str) -> nbformat.NotebookNode:
     module, title = bank(number), f"# Solutions of notebook {number}\nTry first: `check` says what is missing."
     imports = [ast.unparse(node) for node in parse(inspect.getsource(module)).body
                if isinstance(node, (ast.Import, ast.ImportFrom))]
-    imports = [line for line in imports if "minidiff.teach.check" not in line] + ["", "from minidiff.teach import check"]
+    sources = "".join(inspect.getsource(exercise.solution) for exercise in module.EXERCISES.values())
+    imports = [line for line in imports if re.search(rf"\b{line.split()[-1]}\b", sources)]
+    imports += [""] * bool(imports) + ["from minidiff.teach import check"]
     cells = [new_markdown_cell(title), new_code_cell("\n".join(imports))]
     for name, exercise in module.EXERCISES.items():
         stars, f = "★" * exercise.difficulty, exercise.solution

@@ -1,7 +1,11 @@
-"""Explorers in a real browser: the slider moves the picture, and nothing is asked from the network."""
+"""Explorers in a real browser: pressing an arrow key moves the picture, and nothing is asked of the network."""
+import json
 import re
 import shutil
+import socket
 import subprocess
+import urllib.error
+import urllib.request
 
 import nbformat
 import pytest
@@ -9,87 +13,97 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from minidiff.teach import lab
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240),
-              pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")]
-EXPLORE = """from PIL import Image
+              pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+
+TINY = """from PIL import Image
 from minidiff.teach import explore
-explore(lambda red: Image.new("RGB", (64, 64), (red, 0, 0)), alt="a square of some red", red=range(0, 256, 51))"""
+
+explore(lambda hue, red: Image.new("RGB", (64, 64), (red, 0, 255 * (hue == "violet"))),
+        alt="a square of some red", hue=["red", "violet"], red=range(0, 256, 51))"""
 REAL = lab.notebooks_dir() / "01_forward_noising.ipynb"
-READY = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"  # returns nothing: a promise hangs
+LOCAL = re.compile(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|(data|blob|about):")
+IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"  # returns no promise to wait for
 
 
-def up_to_the_explorer(path):
-    """A notebook, its outputs cleared, down to the first cell that calls explore."""
-    nb = nbformat.read(path, as_version=4)
-    last = next(i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and "\nexplore(" in cell.source)
-    code = [cell.source for cell in nb.cells[:last + 1] if cell.cell_type == "code"]
-    return new_notebook(cells=[new_code_cell(source) for source in code])
-
-
-NOTEBOOKS = [pytest.param(lambda: new_notebook(cells=[new_code_cell(EXPLORE)]), id="a tiny one"),
-             pytest.param(lambda: up_to_the_explorer(REAL), id="01",
-                          marks=pytest.mark.skipif(not REAL.is_file(), reason="notebook 01 is not there"))]
+def down_to_the_explorer(cells: list) -> list:
+    """The code cells down to the first that calls explore."""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    last = next(place for place, cell in enumerate(code) if re.search("^explore\\(", cell.source, re.MULTILINE))
+    return [new_code_cell(cell.source) for cell in code[:last + 1]]
 
 
 @pytest.fixture
-def server(tmp_path):
-    """Starts JupyterLab on a notebook as `lab` does; returns its address."""
-    started = []
+def serve(tmp_path):
+    """Opens cells as the first notebook in JupyterLab, as `minidiff lab` does; returns its address."""
+    servers = []
 
-    def start(nb) -> str:
-        nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(nb, tmp_path / lab.FIRST)
-        config = tmp_path / "config"
-        config.mkdir()
-        command = [*lab.command(tmp_path, browser=False), "--allow-root", "--expose-app-in-browser",
-                   "--IdentityProvider.token=t"]
-        started.append(subprocess.Popen(command, env=lab.environment(config), stderr=subprocess.PIPE, text=True))
-        lines = (re.search(r"(http://127\.0\.0\.1:\d+)/", line) for line in started[-1].stderr)
-        address = next(found[1] for found in lines if found)
-        return f"{address}/lab/tree/{lab.FIRST}?token=t"
+    def start(cells: list) -> str:
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # else JupyterLab asks for one
+        nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "mine" / lab.FIRST)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [*lab.command(tmp_path / "mine", browser=False), "--expose-app-in-browser", "--allow-root",
+                   "--IdentityProvider.token=t", f"--ServerApp.port={port}"]
+        own = {name: str(tmp_path / name) for name in (
+            "JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
+        settings = tmp_path / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "notebook-extension"
+        settings.mkdir(parents=True)
+        (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))  # draw all cells
+        with open(tmp_path / "log", "w") as log:
+            servers.append(subprocess.Popen(command, env=lab.environment(tmp_path / "config") | own, stderr=log))
+        return f"http://127.0.0.1:{port}"
 
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "config").mkdir()
     yield start
-    for process in started:
-        process.terminate()
-        process.stderr.read()
-        process.wait(20)
+    for server in servers:
+        server.terminate()
+        server.wait(20)
 
 
 @pytest.fixture
 def page():
     """A page that notes what it asks for and what it complains about."""
-    with sync_api.sync_playwright() as play:
+    with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page(viewport={"width": 1200, "height": 1600})
-        page.asked, page.complaints = [], []
+        page = browser.new_page()
+        page.asked, page.errors = [], []
         page.on("request", lambda request: page.asked.append(request.url))
-        page.on("console", lambda message: message.type == "error" and page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("websocket", lambda channel: page.asked.append(channel.url))
+        page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
         yield page
         browser.close()
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_the_slider_moves_the_picture_and_nothing_leaves_the_machine(notebook, server, page):
-    for _ in range(50):  # the address is printed a moment before it answers
+def goto(page, address: str) -> None:
+    """Open a page of a server that may still be starting."""
+    for _ in range(200):
         try:
-            page.goto(server(notebook()) if not page.asked else page.asked[0])
+            urllib.request.urlopen(f"{address}/api?token=t", timeout=20).close()
             break
-        except sync_api.Error:
-            page.complaints.clear()
-            page.wait_for_timeout(200)
-    page.wait_for_function(READY, timeout=60_000)
+        except urllib.error.URLError:
+            page.wait_for_timeout(100)
+    page.goto(f"{address}/lab/tree/{lab.FIRST}?token=t")
+
+
+@pytest.mark.parametrize("cells", [
+    pytest.param(lambda: [new_code_cell(TINY)], id="tiny"),
+    pytest.param(lambda: down_to_the_explorer(nbformat.read(REAL, 4).cells), id="notebook-01",
+                 marks=pytest.mark.skipif(not REAL.is_file(), reason="notebook 01 is not there"))])
+def test_an_arrow_key_moves_the_picture_and_nothing_leaves_the_machine(cells, serve, page):
+    goto(page, serve(cells()))
+    page.wait_for_function(IDLE)
     page.evaluate(RUN_ALL)
-    picture = page.wait_for_selector(".jp-OutputArea img.widget-image", timeout=120_000)
+    picture = page.wait_for_selector("img.widget-image", timeout=90_000)
+    page.wait_for_function(IDLE)
     before = picture.get_attribute("src")
-    handle = page.wait_for_selector(".jp-OutputArea .noUi-handle")
-    handle.scroll_into_view_if_needed()
-    handle.focus()
-    handle.press("ArrowRight")
-    page.wait_for_function("([img, src]) => img.src !== src", arg=[picture, before], timeout=60_000)
-    local = re.compile(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|(data|blob|about):")
-    assert [url for url in page.asked if not local.match(url)] == []
-    assert page.complaints == []
+    page.locator(".noUi-handle").last.press("ArrowRight")
+    page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
+    assert page.asked and [url for url in page.asked if not LOCAL.match(url)] == []
+    assert page.errors == []

@@ -10,7 +10,6 @@ from PIL import Image
 
 from minidiff.teach import explore
 from minidiff.teach.explore import _widget
-from minidiff.teach.film import FRAMES
 from minidiff.teach.show import png
 
 CONTROLS = {"color": ["red", "blue"], "size": [4, 8, 12]}
@@ -88,9 +87,10 @@ def test_a_menu_alone_stores_a_still_picture(shown, draw, drawn):
     assert image.value == png(draw("blue", 8))
 
 
-def test_of_a_long_slider_only_the_frames_of_the_film_are_drawn_before_it_is_moved(shown, draw, drawn):
-    explore(draw, alt="a square", color=["red"], size=range(1, 1001))
-    assert len(drawn) == FRAMES and drawn[0] == ("red", 1) and drawn[-1] == ("red", 1000)
+def test_a_long_control_is_stored_as_a_few_frames_and_drawn_when_wanted(shown):
+    seen = []
+    explore(lambda t: seen.append(t) or Image.new("RGB", (8, 8), (t, 0, 0)), alt="red", t=range(100))
+    assert len(seen) == 12 and (seen[0], seen[-1]) == (0, 99)
 
 
 def test_without_a_notebook_the_description_is_printed(draw, capsys):

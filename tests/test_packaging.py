@@ -62,13 +62,16 @@ def wheel(tmp_path_factory) -> Path:
     return folder / "site"
 
 
-def test_the_wheel_holds_every_module_and_every_weight(wheel):
+def test_the_wheel_holds_every_module_weight_and_notebook(wheel):
     modules = {path.relative_to(ROOT) for path in (ROOT / "minidiff").rglob("*.py")}
     weights = {Path("minidiff/_weights") / path.relative_to(DATA) for path in WEIGHTS}
     assert Path("minidiff/_weights/mini-sd/unet/diffusion_pytorch_model.safetensors") in weights
+    notebooks = {Path("minidiff/_notebooks") / path.relative_to(ROOT / "notebooks")
+                 for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
+    assert Path("minidiff/_notebooks/01_forward_noising.ipynb") in notebooks
     files = {path.relative_to(wheel) for path in wheel.rglob("*") if path.is_file()}
-    assert modules | weights <= files
-    extra = {path for path in files - modules - weights if ".dist-info" not in path.parts[0]}
+    assert modules | weights | notebooks <= files
+    extra = {path for path in files - modules - weights - notebooks if ".dist-info" not in path.parts[0]}
     assert {path.parts[1] for path in extra} == {"_weights"}
     assert {path.suffix for path in extra} == {".json", ".txt"}  # configs and vocabularies: no logs, pictures, READMEs
 

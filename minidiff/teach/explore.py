@@ -8,6 +8,8 @@ from typing import Any
 from minidiff.teach.film import as_film, thin
 from minidiff.teach.show import png, publish
 
+STORED = 12  # frames at most of the film that stands in for the widget
+
 
 def explore(draw: Callable, alt: str, *, width: int | None = None, **controls: Iterable) -> None:
     """Show a picture with a control for each of its parameters; before it is run, a film over the last slider.
@@ -37,7 +39,7 @@ def explore(draw: Callable, alt: str, *, width: int | None = None, **controls: I
         return png(draw(**dict(zip(values, chosen))))
 
     *others, last = values.values()
-    moments = last[:1] if _is_menu(last) else thin(last)
+    moments = last[:1] if _is_menu(last) else thin(last, STORED)
     stills = [picture(*(options[0] for options in others), value) for value in moments]
     film, mime = as_film(stills)
     publish(film, mime, alt, stills[-1], width, live=lambda: _widget(picture, values, width))

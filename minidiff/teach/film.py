@@ -75,7 +75,7 @@ def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: 
     frames = thin(frames)
     each = round(1000 * seconds / max(1, len(frames) - 1) / 10) * 10  # GIF counts in hundredths of a second
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
-    options = {"quality": 80, "method": 4} if suffix.lower() == ".webp" else {}
+    options = {"quality": 60, "method": 5} if suffix.lower() == ".webp" else {}
     data = io.BytesIO()
     frames[0].save(data, FORMATS[suffix.lower()], save_all=True, append_images=frames[1:], duration=durations,
                    loop=0, **options)
