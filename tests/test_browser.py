@@ -26,6 +26,10 @@ explore(lambda hue, red: Image.new("RGB", (64, 64), (red, 0, 255 * (hue == "viol
 REAL = lab.notebooks_dir() / "01_forward_noising.ipynb"
 LOCAL = re.compile(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|(data|blob|about):")
 IDLE = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+SAVE_AND_STOP = """() => {
+    const run = name => window.jupyterapp.commands.execute(name);
+    run('docmanager:save').then(() => run('notebook:shutdown-kernel')).then(() => { window.stopped = true });
+}"""
 RUN_ALL = "() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }"  # returns no promise to wait for
 
 
@@ -72,6 +76,7 @@ def page():
     with api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         page = browser.new_page()
+        page.set_default_timeout(90_000)
         page.asked, page.errors = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("websocket", lambda channel: page.asked.append(channel.url))
@@ -83,7 +88,7 @@ def page():
 
 def goto(page, address: str) -> None:
     """Open a page of a server that may still be starting."""
-    for _ in range(200):
+    for _ in range(900):
         try:
             urllib.request.urlopen(f"{address}/api?token=t", timeout=20).close()
             break
@@ -92,18 +97,33 @@ def goto(page, address: str) -> None:
     page.goto(f"{address}/lab/tree/{lab.FIRST}?token=t")
 
 
+def run_all(page):
+    """Run all cells; returns the explorer's picture."""
+    page.wait_for_function(IDLE)
+    page.evaluate(RUN_ALL)
+    picture = page.wait_for_selector("img.widget-image")
+    page.wait_for_function(IDLE)
+    return picture
+
+
 @pytest.mark.parametrize("cells", [
     pytest.param(lambda: [new_code_cell(TINY)], id="tiny"),
     pytest.param(lambda: down_to_the_explorer(nbformat.read(REAL, 4).cells), id="notebook-01",
                  marks=pytest.mark.skipif(not REAL.is_file(), reason="notebook 01 is not there"))])
 def test_an_arrow_key_moves_the_picture_and_nothing_leaves_the_machine(cells, serve, page):
     goto(page, serve(cells()))
-    page.wait_for_function(IDLE)
-    page.evaluate(RUN_ALL)
-    picture = page.wait_for_selector("img.widget-image", timeout=90_000)
-    page.wait_for_function(IDLE)
+    picture = run_all(page)
     before = picture.get_attribute("src")
     page.locator(".noUi-handle").last.press("ArrowRight")
     page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
     assert page.asked and [url for url in page.asked if not LOCAL.match(url)] == []
     assert page.errors == []
+
+
+def test_a_saved_notebook_opened_again_shows_the_explorer_as_it_was(serve, page):
+    goto(page, serve([new_code_cell(TINY)]))
+    run_all(page)
+    page.evaluate(SAVE_AND_STOP)
+    page.wait_for_function("window.stopped")
+    page.reload()
+    assert page.wait_for_selector("img.widget-image").is_visible() and page.errors == []

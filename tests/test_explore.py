@@ -45,7 +45,8 @@ def live(bundle):
     """The live widget behind a bundle, its controls and its picture."""
     box = widgets.widget._instances[
         bundle["application/vnd.jupyter.widget-view+json"]["model_id"]]
-    *controls, image = box.children
+    *controls, said, image = box.children
+    assert said.value.count("<span") == 1
     return controls, image
 
 
@@ -99,7 +100,7 @@ def test_without_a_notebook_the_description_is_printed(draw, capsys):
 
 
 def test_play_is_tied_to_the_last_slider_in_the_browser():
-    box = _widget(lambda *chosen: b"", {"a": ["x"], "t": [0.5, 1.5]}, None)
+    box = _widget(lambda *chosen: b"", {"a": ["x"], "t": [0.5, 1.5]}, "a < b", None)
     play, slider = box.children[1].children
     links = [w for w in widgets.widget._instances.values() if isinstance(w, widgets.widget_link.Link)]
     assert (play, "value") in [link.source for link in links] and (slider, "index") in [link.target for link in links]

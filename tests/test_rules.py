@@ -68,7 +68,7 @@ BROKEN = {
     "no slides": (lambda nb: find(nb, "## Recap").metadata.pop("slideshow"), "no slide_type"),
     "a long cell": (edit("alpha_bar = torch.ones", "\n" * 21 + "alpha_bar = torch.ones"), "the limit is 20"),
     "long cells everywhere": (
-        lambda nb: [cell.update(source=cell.source + "\n#" * 6) for _, cell in rules.each(nb, "code")], "the limit is 8"),
+        lambda nb: [cell.update(source=cell.source + 6 * "\n#") for _, cell in rules.each(nb, "code")], "limit is 8"),
     "two code cells in a row": (lambda nb: nb.cells.insert(rules.each(nb, "code")[0][0], new_code_cell("1")),
                                 "without a sentence between"),
     "plt.show": (edit("show(picture,", "plt.show(); show(picture,"), "calls plt.show"),

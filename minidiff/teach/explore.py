@@ -1,6 +1,7 @@
 """Explorers: a picture that follows sliders. Plain ipywidgets, which work offline in JupyterLab, VS Code and Colab."""
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
@@ -42,14 +43,14 @@ def explore(draw: Callable, alt: str, *, width: int | None = None, **controls: I
     moments = last[:1] if _is_menu(last) else thin(last, STORED)
     stills = [picture(*(options[0] for options in others), value) for value in moments]
     film, mime = as_film(stills)
-    publish(film, mime, alt, stills[-1], width, live=lambda: _widget(picture, values, width))
+    publish(film, mime, alt, stills[-1], width, live=lambda: _widget(picture, values, alt, width))
 
 
 def _is_menu(options: list) -> bool:
     return any(isinstance(value, (str, bool)) for value in options)
 
 
-def _widget(picture: Callable, values: dict[str, list], width: int | None):
+def _widget(picture: Callable, values: dict[str, list], alt: str, width: int | None):
     """The controls above the picture; moving one sets the picture's value."""
     import ipywidgets as widgets
 
@@ -75,4 +76,5 @@ def _widget(picture: Callable, values: dict[str, list], width: int | None):
         play = widgets.Play(max=len(last.options) - 1, interval=250, tooltip=f"play {last.description}")
         widgets.jslink((play, "value"), (last, "index"))
         last = widgets.HBox([play, last])
-    return widgets.VBox([*rows, last, image])
+    said = widgets.HTML(f'<span style="position:absolute;left:-9999px">{html.escape(alt)}</span>')  # to screen readers
+    return widgets.VBox([*rows, last, said, image])

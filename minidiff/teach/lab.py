@@ -95,11 +95,15 @@ def environment(config: str | Path) -> dict[str, str]:
     """That of JupyterLab and its kernels, which import this minidiff, installed or not, and ask no network for models.
 
     Args:
-        config: an empty folder; gets the settings that keep JupyterLab from offering news.
+        config: an empty folder; gets the settings that keep JupyterLab from offering news, and that let it save what
+            explorers show, so that a notebook opened again does not say "model not found" in their place.
     """
-    page = Path(config) / "labconfig" / "page_config.json"
-    page.parent.mkdir()
-    page.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    settings = {"page_config": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
+                "default_setting_overrides": {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}}
+    folder = Path(config) / "labconfig"
+    folder.mkdir()
+    for name, values in settings.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
     first = {"PYTHONPATH": Path(__file__).resolve().parents[2], "JUPYTER_CONFIG_PATH": config}
     paths = {name: os.pathsep.join(filter(None, [str(path), os.environ.get(name)])) for name, path in first.items()}
     return os.environ | paths | {"HF_HUB_OFFLINE": "1"}
