@@ -21,9 +21,12 @@ BANNER = re.compile(r"Runs in about \d+ s of CPU time and \d+\.\d GB of memory, 
 STARS = re.compile(r"★{1,3}☆* · \d+ min\b")
 TAG = re.compile(r"# ?(checks )?((\(\d+\.\d+\)(,? |,? and )?)+)")
 REMOTE = {r"<script": "has a <script>, which is dead before the notebook is run",
-          r"<img[^>]*src=.https?:|!\[[^\]]*\]\(https?:": "has a remote image"}
+          r"<(?!a\b)\w[^<>]*(src|href)=.?https?:|!\[[^\]]*\]\(https?:": "has a remote image, style or frame"}
+NO_ALT = re.compile(r"!\[\s*\]\(|<img (?![^>]*alt=.\w)", flags=re.I)
 IN_CODE = {r"\bplt\.show\(": "calls plt.show: pictures are shown by teach.show",
-           r"^\s*([%!]\s*pip|!.*\bpip)\b": "installs with pip: what is needed is in requirements.txt"}
+           r"^\s*([%!]\s*pip|!.*\bpip)\b": "installs with pip: what is needed is in requirements.txt",
+           r"\b(urlopen|urlretrieve|hf_hub_download|snapshot_download|load_dataset)\(|download=True|^\s*!\s*(wget|curl)\b":
+               "downloads: notebooks run offline"}
 Found = Iterator[tuple[int, str]]  # (cell, counted from 1; 0: the whole notebook), what is wrong
 
 
@@ -115,13 +118,17 @@ def code(nb, path: Path) -> Found:
     yield from ((n, f"has {long} lines of code; the limit is 20") for (n, _), long in zip(cells, lengths) if long > 20)
     if lengths and statistics.median(lengths) > 8:
         yield 0, f"the median code cell has {statistics.median(lengths):g} lines; the limit is 8"
-    kinds = [cell.cell_type for cell in nb.cells]
-    yield from ((n, "follows a code cell without a sentence between") for n, pair in enumerate(zip(kinds, kinds[1:]), 2)
-                if pair == ("code", "code"))
+    if sum(bool(re.search(r"\bassert", cell.source)) for _, cell in cells) < 2:
+        yield 0, "fewer than two cells have an assert; a notebook proves two things at least"
+    said = [(n, cell.cell_type) for n, cell in each(nb, "") if cell.source.strip()]
+    yield from ((n, "follows a code cell without a sentence between") for (_, before), (n, kind) in zip(said, said[1:])
+                if before == kind == "code")
     for n, cell in each(nb, ""):
         for pattern, text in (REMOTE | IN_CODE if cell.cell_type == "code" else REMOTE).items():
-            if re.search(pattern, cell.source, flags=re.M):
+            if re.search(pattern, cell.source, flags=re.M | re.I):
                 yield n, text
+        if cell.cell_type == "markdown" and NO_ALT.search(prose(cell)):
+            yield n, "has a picture without alt text"
     run = 0
     for n, cell in cells:
         try:
@@ -235,6 +242,9 @@ def pairs(nb, path: Path) -> Found:
     for n, cell in each(nb, "markdown"):
         for tag in re.findall(r"\\q?quad\s*\((\d+\.\d+)\)", prose(cell)):
             yield n, f"equation ({tag}) should be numbered by \\tag{{{tag}}}"
+        for tag in re.findall(rf"\(({int(path.name[:2])}\.\d+)\)", prose(cell, r"\$\$.*?\$\$", r"\$[^$\n]*\$")):
+            if tag not in [other for _, other in texts]:
+                yield n, f"the text refers to ({tag}), which is no equation of this notebook"
     for place, (n, tag) in enumerate(texts):
         if not re.fullmatch(rf"{int(path.name[:2])}\.\d+", tag):
             yield n, f"equation ({tag}) should be numbered ({int(path.name[:2])}.k)"

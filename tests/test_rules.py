@@ -99,6 +99,16 @@ BROKEN = {
     "a tag by hand": (add(new_markdown_cell("$$ x \\quad (1.2) $$")), "numbered by \\tag{1.2}"),
     "a comment that names nothing": (edit("# (1.9)", "# (1.99)"), "names no equation"),
     "a check at no assert": (edit("# (1.9)", "# checks (1.9)"), "stands at no assert"),
+    "a remote frame": (add(new_markdown_cell('<iframe src="https://example.org/"></iframe>')), "a remote image, style"),
+    "a picture in the text without alt": (add(new_markdown_cell("![](01_broken.ipynb)")), "without alt text"),
+    "a blank cell between": (lambda nb: [nb.cells.insert(rules.each(nb, "code")[0][0], cell)
+                                         for cell in (new_code_cell("1"), new_markdown_cell(""))],
+                             "without a sentence between"),
+    "a download": (edit("import math", "urlopen('x')\nimport math"), "downloads"),
+    "a reference to no equation": (add(new_markdown_cell("By (1.77) it follows.")), "refers to (1.77)"),
+    "no proofs": (lambda nb: [cell.update(source=cell.source.replace("assert", "a"))
+                              for _, cell in rules.each(nb, "code")],
+                  "fewer than two cells have an assert"),
     "a dead link": (add(new_markdown_cell("[there](nowhere.ipynb)")), "leads nowhere"),
     "a dead anchor": (add(new_markdown_cell("[there](#Nowhere)")), "names no heading"),
     "a garbled address": (add(new_markdown_cell("[there](https:///x)")), "not well-formed"),
