@@ -43,7 +43,7 @@ class StableDiffusion:
 
     >>> pipe = StableDiffusion.from_pretrained("mini-sd")
     >>> pipe(["a red house", "a blue boat, sea"], steps=2, num_images=2, output="tensor").shape
-    torch.Size([4, 3, 32, 32])
+    torch.Size([4, 3, 64, 64])
     """
 
     def __init__(self, text: Text, unet: UNet, vae: VAE, scheduler: dict):
@@ -129,8 +129,8 @@ class StableDiffusion:
         The last int(steps·strength) steps are taken, from x = alpha·z0 + sigma·noise, z0 the picture's latent.
 
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
-        >>> pipe.img2img("a red house", torch.zeros(3, 32, 32), strength=0.5, steps=4)[0].size
-        (32, 32)
+        >>> pipe.img2img("a red house", torch.zeros(3, 64, 64), strength=0.5, steps=4)[0].size
+        (64, 64)
         """
         return self(prompt, image=image, strength=strength, **settings)
 

@@ -26,9 +26,8 @@ STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "s
 def style() -> None:
     """Give all matplotlib figures made from here on the look of the series."""
     import matplotlib
-    from cycler import cycler
 
-    matplotlib.rcParams.update({**STYLE, "axes.prop_cycle": cycler(color=COLORS)})
+    matplotlib.rcParams.update({**STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLORS)})
 
 
 def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: int | None = None,
