@@ -15,8 +15,8 @@ PACKAGE = ROOT / "minidiff"
 LAYERS = (
     ("schedule", "nets.layers", "io.weights", "data"),
     ("prediction", "grid", "nets"),
-    ("samplers", "guidance", "settings", "io.lora", "text"),
-    ("pipeline",),
+    ("samplers", "multistep", "guidance", "control", "settings", "io.lora", "io.embeddings", "text"),
+    ("pipeline", "run", "conditions", "memory"),
     ("evaluate", "train"),
     ("teach", "cli"),
     ("__main__",),

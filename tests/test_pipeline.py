@@ -9,7 +9,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minidiff import grid, samplers
-from minidiff.pipeline import StableDiffusion, draw
+from minidiff.conditions import draw
+from minidiff.pipeline import StableDiffusion
 from minidiff.settings import Settings
 from tests import tiny
 
