@@ -1,4 +1,4 @@
-"""The command line: `python -m minidiff generate | train | evaluate | info`. Each command is a function too."""
+"""The command line: `python -m minidiff generate | train | evaluate | info | bench`. Each command is a function too."""
 from __future__ import annotations
 
 import argparse
@@ -163,6 +163,26 @@ def info(path: str | Path) -> dict:
     return describe(path)
 
 
+def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_file: str | Path | None = None,
+          **options) -> dict:
+    """How fast a model runs: `minidiff.bench.bench`. threads: of the CPU. json_file: also write the result there."""
+    import torch
+
+    from minidiff.bench import bench as measure
+    from minidiff.io.images import check_writable
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1")
+        torch.set_num_threads(threads)
+    if json_file is not None:
+        check_writable([Path(json_file)], overwrite=True)
+    result = measure(model, **options)
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
     with warnings.catch_warnings():
@@ -258,6 +278,19 @@ def _parser() -> argparse.ArgumentParser:
     p = command("info", _info, "show what a model file or folder holds")
     p.add_argument("path", metavar="PATH", help="mini-sd, a model folder or a weight file")
     p.add_argument("--json", dest="as_json", action="store_true", help="as JSON")
+
+    p = command("bench", _bench, "measure how fast a model runs here, beside diffusers where that is installed")
+    p.add_argument("model", metavar="MODEL", nargs="?", default="mini-sd",
+                   help="mini-sd (default), a model, or sd1, sd2, sdxl: that shape with random weights")
+    p.add_argument("--batch", type=int, default=1, help="pictures at once (default 1)")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (default: the model's own)")
+    p.add_argument("--steps", type=int, default=25, help="of the whole picture (default 25)")
+    p.add_argument("--pairs", type=int, default=5, help="how often each side is timed, in turn (default 5)")
+    p.add_argument("--device", help="cpu, cuda or mps")
+    p.add_argument("--dtype", default="float32", help="float32 (default), float16 or bfloat16")
+    p.add_argument("--compile", action="store_true", help="torch.compile both sides first")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--json", dest="json_file", metavar="FILE", help="also write the numbers there")
     return top
 
 
@@ -295,6 +328,14 @@ def _info(path: str, as_json: bool) -> None:
         print(f"predicts {found['prediction_type']}, scheduler {found['scheduler']}")
     for name, part in found["parts"].items():
         print(f"  {name:16} {part.get('class', ''):28} {part['parameters']:>15,}  {part['dtype']}")
+
+
+def _bench(**options) -> None:
+    for name, value in bench(**options).items():
+        if value is not None:
+            parts = value if isinstance(value, list) else [value]
+            shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in parts]
+            print(f"{name:24} {'  '.join(shown)}")
 
 
 def _share(value) -> str:

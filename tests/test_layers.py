@@ -15,9 +15,9 @@ PACKAGE = ROOT / "minidiff"
 LAYERS = (
     ("schedule", "nets.layers", "io.weights", "data"),
     ("prediction", "grid", "nets"),
-    ("samplers", "multistep", "guidance", "control", "settings", "io.lora", "io.embeddings", "text"),
+    ("samplers", "multistep", "guidance", "control", "settings", "io.lora", "io.embeddings", "io.models", "text"),
     ("pipeline", "run", "conditions", "memory"),
-    ("evaluate", "train"),
+    ("evaluate", "train", "bench"),
     ("teach", "cli"),
     ("__main__",),
 )
