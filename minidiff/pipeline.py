@@ -1,7 +1,6 @@
 """Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752): text encoder, U-Net and VAE, joined into one call."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +9,18 @@ import torch
 from torch import Tensor
 
 from minidiff.grid import Step
+from minidiff.io import models
 from minidiff.io.embeddings import add_word, load_embedding
+from minidiff.io.hub import find
 from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import Loras, load_lora
-from minidiff.io.weights import read_json, weights_dir, write_atomic
 from minidiff.memory import MEGAPIXEL
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.run import at_work, run
+from minidiff.run import at_work, check_finite, run
 from minidiff.schedule import Discrete
 from minidiff.settings import Settings
-from minidiff.text import Text, save_tokenizer
+from minidiff.text import Text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,31 +59,32 @@ class StableDiffusion:
         self.loras = Loras({"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text.encoders))})
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, variant: str | None = None,
-                        device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
+    def from_pretrained(cls, source: str | Path, *, tokenizer: str | Path | None = None,
+                        config: str | Path | None = None, variant: str | None = None, ema: bool = False,
+                        device: str | torch.device | None = None, dtype: torch.dtype | None = None,
+                        download: bool = False) -> StableDiffusion:
         """Load a model.
 
         Args:
-            source: "mini-sd", which ships with the package, or a folder in diffusers' layout (SD 1.x and 2.x).
-            variant: tag of the weight files, such as "fp16".
+            source: "mini-sd", which ships with the package; a folder in diffusers' layout; a single .safetensors or
+                .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
+            tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none.
+            config: of a single file: "sd1", "sd2-base", "sd2", "sdxl", or a folder in diffusers' layout of the same
+                shape; None: as its weights tell. They cannot tell "sd2-base" from "sd2", which is then assumed.
+            variant: tag of a folder's weight files, such as "fp16".
+            ema: of a single file that has both, the running average of the U-Net's weights.
             device: None: cuda, else mps, else cpu.
             dtype: of the weights and the networks' arithmetic; None: float32. In float16 the VAE stays float32.
+            download: fetch a repository that is not in the cache; without it the network is never used.
 
         Raises:
             FileNotFoundError: there is no such model, or a part of it is missing.
             ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
+            ImportError: download without huggingface_hub.
         """
-        folder = weights_dir() / source if source == "mini-sd" else Path(source)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no model folder {source}; give one, or mini-sd, which ships here")
-        family = read_json(folder / "model_index.json").get("_class_name")
-        if family not in ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"):
-            raise ValueError(f"{folder} is a {family}; supported is StableDiffusionPipeline")
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        options = {"variant": variant, "device": device or default_device()}
-        return cls(Text.from_pretrained(folder, **options, dtype=dtype),
-                   UNet.from_pretrained(folder / "unet", **options, dtype=dtype),
-                   VAE.from_pretrained(folder / "vae", **options, dtype=vae_dtype(dtype)), scheduler)
+        parts = models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
+                            ema=ema, device=device or default_device(), dtype=dtype, vae_dtype=vae_dtype(dtype))
+        return cls(*parts)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
         """Move the networks and change their dtype, in place; with a device, they stay there: no `offload`."""
@@ -212,8 +213,7 @@ class StableDiffusion:
         with at_work(self, self.vae) as vae:
             weight = next(vae.parameters())
             image = torch.cat([vae.decode(part.to(weight), tile).float() for part in z.split(at_once)])
-        if not image.isfinite().all():
-            raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
+        check_finite(self, image)
         return image
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> int:
@@ -253,24 +253,20 @@ class StableDiffusion:
             add_word(tokenizer, encoder, word, vectors)
         return word
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model in diffusers' layout: safetensors, configs, tokenizer, model_index.json.
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model to a folder in diffusers' layout, or, if the path ends in .safetensors, to a single file.
 
         Args:
             dtype: of the numbers in the files; None: that of the networks.
+
+        Raises:
+            ValueError: the path ends in .ckpt; safetensors serve the same programs.
         """
-        folder = Path(folder)
-        self.unet.save_pretrained(folder / "unet", dtype)
-        self.vae.save_pretrained(folder / "vae", dtype)
-        self.text.encoders[0].save_pretrained(folder / "text_encoder", dtype)
-        save_tokenizer(self.text.tokenizers[0], folder / "tokenizer")
-        parts = {"scheduler": ["diffusers", self.scheduler["_class_name"]], "vae": ["diffusers", "AutoencoderKL"],
-                 "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-                 "unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None],
-                 "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False}
-        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", **parts}
-        for path, values in (("scheduler/scheduler_config.json", self.scheduler), ("model_index.json", index)):
-            write_atomic(folder / path, json.dumps(values, indent=2) + "\n")
+        parts = models.Model(self.text, self.unet, self.vae, self.scheduler, self.zeros)
+        if Path(path).suffix in (".ckpt", ".bin", ".pt", ".pth"):
+            raise ValueError(f"{path}: models are written as a folder, or as a single file that ends in .safetensors")
+        write = models.save_file if Path(path).suffix == ".safetensors" else models.save_folder
+        write(parts, Path(path), dtype)
 
 
 def default_device() -> str:

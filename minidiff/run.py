@@ -14,6 +14,7 @@ from minidiff import control, guidance, memory
 from minidiff.conditions import draw, encode, paste, plan, posterior, rows
 from minidiff.grid import Step
 from minidiff.io.images import check_sides, to_mask, to_tensor
+from minidiff.io.weights import nonfinite
 from minidiff.nets.attention import Kept
 from minidiff.nets.packed import packed
 from minidiff.nets.unet import UNet
@@ -72,7 +73,24 @@ def run(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterator[S
 def _steps(model: Model, steps: Iterator[Step], s: Settings) -> Iterator[Step]:
     nets = nn.ModuleList([model.unet, *(controlnet for controlnet, *_ in s.controls)])
     with at_work(model, nets), nullcontext() if model.compiled else packed(nets):
-        yield from steps
+        for number, step in enumerate(steps):
+            if number == 1:
+                check_finite(model, step.x)
+            yield step
+
+
+def check_finite(model: Model, x: Tensor) -> None:
+    """ValueError if a state or picture holds NaN or infinite numbers: large files are not looked through when loaded.
+
+    Raises:
+        ValueError: it names the weights that hold some too.
+    """
+    if x.isfinite().all():
+        return
+    for name, net in (("U-Net", model.unet), ("text encoder", model.text), ("VAE", model.vae)):
+        if broken := nonfinite(net.state_dict()):
+            raise ValueError(f"the weights of the {name} hold NaN or infinite numbers in {broken}: the file is damaged")
+    raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
 
 
 @torch.inference_mode()

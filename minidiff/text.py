@@ -40,11 +40,18 @@ class Text(nn.Module):
     def __init__(self, tokenizers: Iterable[Tokenizer], encoders: Iterable[CLIPText]):
         super().__init__()
         self.tokenizers, self.encoders = list(tokenizers), nn.ModuleList(encoders)
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            tokens, known = tokenizer.get_vocab_size(), encoder.config.vocab_size
+            if tokens > known:
+                raise ValueError(f"the tokenizer has {tokens} tokens, but its text encoder only {known}")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, variant: str | None = None,
+    def from_pretrained(cls, folder: str | Path, *, tokenizer: str | Path | None = None, variant: str | None = None,
                         device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Text:
         """Load `tokenizer/` and `text_encoder/` of a diffusers folder, and those with `_2` where its index names them.
+
+        Args:
+            tokenizer: take it from this folder instead, see `load_tokenizers`.
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, or is not what its name says.
@@ -52,14 +59,12 @@ class Text(nn.Module):
         folder = Path(folder)
         index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
         found = [end for end in ("", "_2") if (index.get(f"text_encoder{end}") or [None])[0]] or [""]
-        tokenizers = [load_tokenizer(folder / f"tokenizer{end}") for end in found]
-        encoders = [CLIPText.from_pretrained(folder / f"text_encoder{end}", variant=variant, device=device, dtype=dtype)
-                    for end in found]
-        for end, tokenizer, encoder in zip(found, tokenizers, encoders):
-            tokens, known = tokenizer.get_vocab_size(), encoder.config.vocab_size
-            if tokens > known:
-                raise ValueError(f"{folder}/tokenizer{end} has {tokens} tokens, but its text encoder only {known}")
-        return cls(tokenizers, encoders)
+        if tokenizer is None:
+            tokenizers = [load_tokenizer(folder / f"tokenizer{end}") for end in found]
+        else:
+            tokenizers = load_tokenizers(tokenizer, [None] * len(found))
+        return cls(tokenizers, [CLIPText.from_pretrained(folder / f"text_encoder{end}", variant=variant, device=device,
+                                                         dtype=dtype) for end in found])
 
     @property
     def pooled(self) -> bool:
@@ -98,11 +103,28 @@ class Text(nn.Module):
         return max(1 + len(tokenizer.encode(prompt).overflowing) for tokenizer in self.tokenizers)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizers(folder: str | Path, pads: Iterable[str | None]) -> list[Tokenizer]:
+    """One tokenizer or two, with their padding tokens, from a model's folder or from a tokenizer's, which serves both.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> [words.padding["pad_token"] for words in load_tokenizers(weights_dir() / "mini-sd" / "tokenizer", [None, "!"])]
+    ['<|endoftext|>', '!']
+    """
+    folder = Path(folder)
+    own = [folder / name for name in ("tokenizer", "tokenizer_2")]
+    if own[0].is_dir():
+        return [load_tokenizer(words if words.is_dir() else own[0], pad) for words, pad in zip(own, pads)]
+    return [load_tokenizer(folder, pad) for pad in pads]
+
+
+def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     """CLIP's tokenizer from `vocab.json` + `merges.txt`, or from `tokenizer.json`; it starts, ends, cuts and pads.
 
     Text is normalised (NFC, white space, lower case), split into PIECES, turned into bytes, and the pair of symbols
     that stands first in merges.txt is joined again and again; the last symbol of a piece carries `</w>`.
+
+    Args:
+        pad: the token to pad with; None: what the folder says.
 
     Returns:
         A `tokenizers.Tokenizer` whose `encode(text).ids` has 77 entries.
@@ -133,7 +155,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(whole))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"the tokenizer in {folder} is garbled: {error}") from error
-    bos, eos, pad = BOS, EOS, _pad_token(folder)
+    bos, eos, pad = BOS, EOS, pad or _pad_token(folder)
     ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")

@@ -159,7 +159,7 @@ def test_known_words_get_no_line(recwarn):
     (["--out", "house.txt"], "house.txt should end in"), (["--out", "."], "should end in"),
     (["--out", "same.png", "--film", "same.png"], "the same name"),
     (["--init-image", "nowhere.png"], "no picture file nowhere.png"),
-    (["--model", "nowhere"], "no model folder nowhere"), (["--colour", "red"], "--colour")])
+    (["--model", "nowhere"], "no model nowhere"), (["--colour", "red"], "--colour")])
 def test_bad_input_gets_one_line(draw, tmp_path, words, said):
     refused(draw("a red house", *words), said)
     assert files(tmp_path) == []
@@ -282,7 +282,7 @@ def test_train_refuses_in_one_line(run):
 
 
 def test_evaluate_refuses_in_one_line(run):
-    refused(run("evaluate", "nowhere"), "no model folder nowhere")
+    refused(run("evaluate", "nowhere"), "no model nowhere")
     refused(run("evaluate", "-n", 0), "n is 0")
     refused(run("evaluate", "--out", __file__), "should end in")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minidiff.io.weights import load_state
+from minidiff.io.weights import load_state, read_object
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -42,7 +42,8 @@ def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, lis
     ('<cat-toy>', torch.Size([1, 768]))
     """
     path = Path(path)
-    state, name = _contents(path), None
+    # in pickles the vectors may lie deeper
+    state, name = (read_object(path) if path.is_file() else load_state(path, "learned_embeds")), None
     if isinstance(state, dict) and "string_to_param" in state:
         state, name = state["string_to_param"], state.get("name")
     if isinstance(state, dict) and state.keys() == {"clip_l", "clip_g"}:
@@ -91,13 +92,3 @@ def add_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor
         [normalizers.Replace(Regex(f"(?i){before}{re.escape(word)}{after}"), "".join(names)), tokenizer.normalizer])
     extra = vectors.to(table.token_embedding.weight)
     table.extra = extra if table.extra is None else torch.cat([table.extra, extra])
-
-
-def _contents(path: Path) -> object:
-    """What the file holds: tensors by name, or in pickles also dictionaries of them."""
-    if path.suffix == ".safetensors" or not path.is_file():
-        return load_state(path, "learned_embeds")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each way of being damaged has its own
-        raise ValueError(f"{path} is garbled, or would run code to load, which minidiff never does") from error

@@ -14,19 +14,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minidiff.io import rename
 from minidiff.io.weights import load_state, save_state
 
 # the end of a key; before it stands the name of the layer, and in old files `_lora`
 PAIR = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.(lora_down|lora_A|down|lora_up|lora_B|up)"
                   r"(?:\.default)?\.weight")
 KOHYA = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
-# layers of the U-Net in CompVis' naming, on which kohya's SDXL files are written
-COMPVIS = {"conv_in": "input_blocks.0.0", "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
-           "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2",
-           "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-           "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-           "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
-           "conv_shortcut": "skip_connection"}
 OLD = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "to_out.0": "to_out"}
 
 
@@ -179,7 +173,8 @@ def _layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
 def _spellings(layers: Iterable[str]) -> dict[str, str]:
     """{name in some file: name of the layer}: underscores cannot be parsed, but they can be looked up."""
     found = {}
-    per_level = sum(bool(re.fullmatch(r"unet\.down_blocks\.0\.resnets\.\d+\.conv1", name)) for name in layers)
+    # kohya's SDXL files are written on CompVis' names
+    compvis = rename.unet(f"{name.removeprefix('unet.')}.weight" for name in layers if name.startswith("unet."))
     for name in layers:
         part, _, path = name.partition(".")
         dotted = {short.replace(*pair) for short in (path, path.removeprefix("text_model."))
@@ -188,26 +183,10 @@ def _spellings(layers: Iterable[str]) -> dict[str, str]:
             found[f"{part}.{spelled}"] = name
             if part == "unet":
                 found[spelled] = name
-        for spelled in {path, *(_compvis(path, per_level) if part == "unet" else ())}:
+        theirs = compvis[f"{path}.weight"].name.removesuffix(".weight") if part == "unet" else path
+        for spelled in {path, theirs}:
             found |= {prefix + spelled.replace(".", "_"): name for prefix in KOHYA[part]}
     return found
-
-
-def _compvis(path: str, per_level: int) -> list[str]:
-    """The name(s) of a U-Net's layer in CompVis' naming, where the blocks are counted through all resolutions."""
-    for ours, theirs in COMPVIS.items():
-        path = re.sub(rf"(^|(?<=\.)){re.escape(ours)}($|(?=\.))", theirs, path)
-    match = re.fullmatch(r"(down|up)_blocks\.(\d)\.(resnets|attentions|\w+samplers)\.(\d)\.?(.*)", path)
-    if not match:
-        return [path]
-    way, block, kind, j, rest = match.groups()
-    i = int(block) * (per_level + 1) + (per_level if "samplers" in kind else int(j))
-    if way == "down":
-        return [f"input_blocks.{i + 1}.0.op" if kind == "downsamplers" else
-                f"input_blocks.{i + 1}.{int(kind == 'attentions')}.{rest}"]
-    if kind == "upsamplers":                                             # comes third after attention, else second
-        return [f"output_blocks.{i}.{k}.conv" for k in (1, 2)]
-    return [f"output_blocks.{i}.{int(kind == 'attentions')}.{rest}"]
 
 
 def _settings(path: Path) -> dict:

@@ -87,6 +87,7 @@ class ControlNet(Encoder):
     """
 
     Config = ControlNetConfig
+    part = "controlnet"
 
     def __init__(self, config: ControlNetConfig):
         super().__init__(config)

@@ -6,6 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from minidiff.io import rename
+from minidiff.io.weights import State
 from minidiff.nets.attention import Kept, SpatialTransformer
 from minidiff.nets.layers import Config, Downsample, Embedding, Net, ResBlock, sinusoid
 
@@ -145,6 +147,11 @@ class Encoder(Net):
             if c.mid_block_type == MIDDLES[0]:
                 self.mid_block.resnets.append(c.resnet(ch, ch))
                 self.mid_block.attentions.append(c.attention(-1))
+
+    def renamed(self, state: State) -> State:
+        """Accept CompVis' names, of single files."""
+        theirs = any(key.startswith("input_blocks.") for key in state)
+        return rename.to_ours(rename.unet(self.state_dict()), state) if theirs else state
 
     def encode(self, x: Tensor, emb: Tensor, context: Tensor | Kept | None) -> tuple[list[Tensor], Tensor]:
         """From `conv_in`'s output to every map kept, the first being x itself, and the middle's output."""

@@ -56,6 +56,7 @@ class UNet(Encoder):
     """
 
     Config = UNetConfig
+    part = "unet"
 
     def __init__(self, config: UNetConfig):
         super().__init__(config)

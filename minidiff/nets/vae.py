@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from minidiff.io import rename
 from minidiff.io.weights import State
 from minidiff.nets.attention import MapAttention
 from minidiff.nets.layers import Config, Downsample, Net, ResBlock, Upsample, silu
@@ -69,6 +70,7 @@ class VAE(Net):
     """
 
     Config = VAEConfig
+    part = "vae"
 
     def __init__(self, config: VAEConfig):
         super().__init__(config)
@@ -132,13 +134,16 @@ class VAE(Net):
         return self.decode(self.encode(image, noise))
 
     def renamed(self, state: State) -> State:
-        """Old names of the two attentions, in all published SD 1 and SD 2 folders; old 1×1 convolutions too."""
+        """Old names of the two attentions, in all published SD 1 and SD 2 folders; CompVis' names, of single files."""
+        if any(key.startswith("encoder.down.") for key in state):
+            plain = {k: v for k, v in state.items() if not k.startswith(("loss.", "model_ema."))}  # of its training
+            return rename.to_ours(rename.vae(self.state_dict()), plain)
         names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
         new = {}
         for key, value in state.items():
             head, layer, end = (["", ""] + key.rsplit(".", 2))[-3:]
             if head.endswith("attentions.0") and layer in names:
-                key, value = f"{head}.{names[layer]}.{end}", value.flatten(1) if value.ndim == 4 else value
+                key = f"{head}.{names[layer]}.{end}"
             new[key] = value
         return new
 
