@@ -230,7 +230,7 @@ def _parser() -> argparse.ArgumentParser:
                 formatter_class=argparse.RawDescriptionHelpFormatter,
                 epilog=f'example:\n  minidiff generate "{EXAMPLE}" --seed 3 --film night.webp')
     p.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
-    p.add_argument("--model", default="mini-sd", help="mini-sd, which ships with minidiff (default), or a folder in diffusers' layout")
+    p.add_argument("--model", default="mini-sd", help="mini-sd, which ships with minidiff (default), or a model folder")
     p.add_argument("--steps", type=int, default=25, help="steps from noise to picture, 1 to 1000 (default 25)")
     p.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: the model's own")
     p.add_argument("--guidance-scale", type=float, default=7.5, metavar="X",

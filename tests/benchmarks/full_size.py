@@ -2,9 +2,9 @@
 
     python tests/benchmarks/full_size.py --folder /tmp/sd15 --threads 2 --pairs 3
 
-Writes the model once (860 M + 84 M + 123 M parameters, float32, as a diffusers folder and as one CompVis file: 8.6
-GB), then runs two guided steps at 512×512 in fresh processes of either side, alternating, and prints the medians of: loading;
-one step (the second); from the start of the process to the end of the first step; peak memory. Linux, 16 GB.
+Writes the model once (860 M + 84 M + 123 M parameters, float32, as a diffusers folder and as one CompVis file: 8.6 GB),
+runs two guided steps at 512×512 in fresh processes of either side, alternating, and prints the medians of: loading; one
+step (the second); from the start of the process to the end of the first step; peak memory. Linux, 16 GB.
 """
 import argparse
 import json
