@@ -9,7 +9,8 @@ from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
-_HOME = {"StableDiffusion": "minidiff.pipeline", "UNet": "minidiff.nets.unet", "VAE": "minidiff.nets.vae"}
+_HOME = {"StableDiffusion": "minidiff.pipeline", "UNet": "minidiff.nets.unet", "VAE": "minidiff.nets.vae",
+         "ControlNet": "minidiff.nets.controlnet"}
 _MODULES = ("schedule", "prediction", "grid", "samplers", "guidance", "nets", "text", "io", "data", "pipeline", "train",
             "evaluate", "teach", "cli")
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m minidiff generate | train | evaluate | info | lab`. Each command is a function too."""
+"""The command line: `python -m minidiff generate | train | evaluate | info | bench | lab`; each is a function too."""
 from __future__ import annotations
 
 import argparse
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXAMPLE = "a large red house on the left, snow, night, stars"
-SAMPLERS = ("ddim", "ddpm", "euler", "euler_ancestral", "heun", "lms", "dpmpp_2m")
+SAMPLERS = ("ddim", "ddpm", "euler", "euler_ancestral", "heun", "lms", "plms", "dpmpp_2m", "unipc", "lcm")
 SMALL = 256  # smaller pictures get an enlarged copy of this side
 BATCH = 16  # pictures drawn at once
 
 
 def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: str | None = None,
              guidance_scale: float = 7.5, seed: int = 0, num_images: int = 1, negative_prompt: str | None = None,
-             init_image: str | Path | None = None, strength: float = 0.6, grid: bool = False,
+             init_image: str | Path | None = None, strength: float | None = None,
+             mask: str | Path | None = None, lora: Sequence[str] = (),
+             controlnet: str | Path | None = None, control_image: str | Path | None = None, grid: bool = False,
              film: str | Path | None = None, out: str | Path | None = None, overwrite: bool = False) -> list[Path]:
     """Draw pictures of a prompt and write them to files.
 
@@ -30,6 +32,9 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
         prompt … num_images, negative_prompt: see `minidiff.settings.Settings`.
         model: "mini-sd" or a folder in diffusers' layout.
         init_image: a picture file to start from, cut and resized to the model's size; see `strength`.
+        mask: a picture file, cut and resized likewise: repaint init_image only where it is white.
+        lora: LoRA files to load, each with its scale behind "=" unless that is 1: "watercolour.safetensors=0.8".
+        controlnet, control_image: a ControlNet's folder, and the picture file that it is told, cut and resized.
         grid: one file with all pictures side by side instead of one file each.
         film: also write how the (first) picture came about: the state beside the guess, ends in .png, .gif or .webp.
         out: the picture's file (several: -1, -2 … is added); None: minidiff-0001.png, the next free number.
@@ -47,6 +52,7 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
     ['house.png', 'house-large.png']
     """
     from minidiff.io import images as io
+    from minidiff.nets.controlnet import ControlNet
     from minidiff.pipeline import StableDiffusion
     from minidiff.settings import Settings
     from minidiff.teach.film import check_suffix, frame, thin, write_film
@@ -59,18 +65,34 @@ def generate(prompt: str, *, model: str = "mini-sd", steps: int = 25, sampler: s
         io.image_format(path)
     if film is not None:
         check_suffix(film)
+    if (controlnet is None) != (control_image is None):
+        raise ValueError("--controlnet and --control-image go together: one of them is missing")
+    if mask is not None and init_image is None:
+        raise ValueError("--mask needs --init-image, the picture to repaint")
     if init_image is not None:
         init_image = io.open_image(init_image)
+    if mask is not None:
+        mask = io.open_image(mask)
+    if control_image is not None:
+        control_image = io.open_image(control_image)
     pipe = StableDiffusion.from_pretrained(model)
     if init_image is not None:
         settings["image"] = io.fit(init_image, pipe.size)
+    if mask is not None:
+        settings["mask"] = io.fit(mask, pipe.size)
+    if control_image is not None:
+        settings |= {"controlnet": ControlNet.from_pretrained(controlnet, device=pipe.device),
+                     "control_image": io.fit(control_image, pipe.size)}
+    for path, scale in map(_scaled, lora):
+        pipe.load_lora(path, scale)
     copies = [_large(path) for path in targets] if pipe.size < SMALL else []
     io.check_writable([*targets, *copies, *([Path(film)] if film else [])], overwrite)
     if model == "mini-sd":
         _warn_unknown(prompt)
 
     images, frames = [], []
-    firsts, taken = range(0, num_images, BATCH), steps if init_image is None else int(steps * strength)
+    share = 1 if init_image is None else Settings(**settings).taken
+    firsts, taken = range(0, num_images, BATCH), int(steps * share)
     moments = thin(range(taken + 1)) if film is not None else []
     with _progress(taken * len(firsts), "drawing", "step") as bar:
         for first in firsts:
@@ -141,6 +163,26 @@ def info(path: str | Path) -> dict:
     return describe(path)
 
 
+def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_file: str | Path | None = None,
+          **options) -> dict:
+    """How fast a model runs: `minidiff.bench.bench`. threads: of the CPU. json_file: also write the result there."""
+    import torch
+
+    from minidiff.bench import bench as measure
+    from minidiff.io.images import check_writable
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1")
+        torch.set_num_threads(threads)
+    if json_file is not None:
+        check_writable([Path(json_file)], overwrite=True)
+    result = measure(model, **options)
+    if json_file is not None:
+        Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
     with warnings.catch_warnings():
@@ -198,8 +240,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--num-images", type=int, default=1, metavar="N",
                    help="pictures, with seeds SEED, SEED + 1, ... (default 1)")
     p.add_argument("--init-image", metavar="FILE", help="a picture to start from, instead of noise")
-    p.add_argument("--strength", type=float, default=0.6, metavar="X",
-                   help="how much of --init-image is redrawn, 0 to 1 (default 0.6)")
+    p.add_argument("--strength", type=float, metavar="X",
+                   help="how much of --init-image is redrawn, 0 to 1 (default 0.6; with --mask 1)")
+    p.add_argument("--mask", metavar="FILE", help="a picture: repaint --init-image only where this is white")
+    p.add_argument("--lora", metavar="FILE[=X]", action="append", default=[],
+                   help="a LoRA to load, X times as strong; may be given several times")
+    p.add_argument("--controlnet", metavar="FOLDER", help="a ControlNet, for --control-image")
+    p.add_argument("--control-image", metavar="FILE", help="the picture that --controlnet is told")
     p.add_argument("--grid", action="store_true", help="all pictures side by side in one file")
     p.add_argument("--film", metavar="FILE", help="how the first picture came about: .png, .gif or .webp")
     p.add_argument("--out", metavar="FILE", help="file (default: minidiff-0001.png, the next free number)")
@@ -231,6 +278,19 @@ def _parser() -> argparse.ArgumentParser:
     p = command("info", _info, "show what a model file or folder holds")
     p.add_argument("path", metavar="PATH", help="mini-sd, a model folder or a weight file")
     p.add_argument("--json", dest="as_json", action="store_true", help="as JSON")
+
+    p = command("bench", _bench, "measure how fast a model runs here, beside diffusers where that is installed")
+    p.add_argument("model", metavar="MODEL", nargs="?", default="mini-sd",
+                   help="mini-sd (default), a model, or sd1, sd2, sdxl: that shape with random weights")
+    p.add_argument("--batch", type=int, default=1, help="pictures at once (default 1)")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (default: the model's own)")
+    p.add_argument("--steps", type=int, default=25, help="of the whole picture (default 25)")
+    p.add_argument("--pairs", type=int, default=5, help="how often each side is timed, in turn (default 5)")
+    p.add_argument("--device", help="cpu, cuda or mps")
+    p.add_argument("--dtype", default="float32", help="float32 (default), float16 or bfloat16")
+    p.add_argument("--compile", action="store_true", help="torch.compile both sides first")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--json", dest="json_file", metavar="FILE", help="also write the numbers there")
 
     p = command("lab", _lab, "copy the notebooks and open them in JupyterLab, without a network")
     p.add_argument("folder", metavar="FOLDER", nargs="?", default="minidiff-notebooks",
@@ -275,6 +335,14 @@ def _info(path: str, as_json: bool) -> None:
         print(f"  {name:16} {part.get('class', ''):28} {part['parameters']:>15,}  {part['dtype']}")
 
 
+def _bench(**options) -> None:
+    for name, value in bench(**options).items():
+        if value is not None:
+            parts = value if isinstance(value, list) else [value]
+            shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in parts]
+            print(f"{name:24} {'  '.join(shown)}")
+
+
 def _lab(**options) -> None:
     from minidiff.teach.lab import lab
 
@@ -283,6 +351,17 @@ def _lab(**options) -> None:
 
 def _share(value) -> str:
     return f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]" if isinstance(value, dict) else str(value)
+
+
+def _scaled(lora: str) -> tuple[str, float]:
+    """A LoRA file and its scale."""
+    path, _, scale = lora.rpartition("=")
+    if not path:
+        return lora, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:
+        return lora, 1.0  # a file with "=" in its name
 
 
 def _targets(out: str | Path | None, n: int) -> list[Path]:

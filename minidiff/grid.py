@@ -4,7 +4,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,9 +21,14 @@ CLASSES = {
     "EulerAncestralDiscreteScheduler": ("linspace", "VE", ()),
     "LMSDiscreteScheduler": ("linspace", "VE", SIGMAS),
     "HeunDiscreteScheduler": ("linspace", "VE", SIGMAS),
+    "PNDMScheduler": ("leading", "VP", ("set_alpha_to_one",)),
     "DPMSolverMultistepScheduler": ("linspace", "VP", (*SIGMAS, "final_sigmas_type", "use_lu_lambdas",
                                                        "use_flow_sigmas")),
+    "UniPCMultistepScheduler": ("linspace", "VP", (*SIGMAS, "final_sigmas_type", "use_flow_sigmas", "sigma_min",
+                                                   "sigma_max")),
+    "LCMScheduler": ("leading", "VP", ("original_inference_steps",)),
 }
+DPM = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 COMMON = ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
 REFUSED = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_min", "sigma_max")
 SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
@@ -36,8 +41,11 @@ PRESETS = {
     "sd-euler-karras": {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
     "sd-heun": {"_class_name": "HeunDiscreteScheduler"},
     "sd-lms": {"_class_name": "LMSDiscreteScheduler"},
+    "sd-plms": {"_class_name": "PNDMScheduler"},
     "sd-dpmpp": {"_class_name": "DPMSolverMultistepScheduler"},
     "sd-dpmpp-karras": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+    "sd-unipc": {"_class_name": "UniPCMultistepScheduler"},
+    "lcm": {"_class_name": "LCMScheduler"},
 }
 
 
@@ -88,6 +96,14 @@ class Grid(tuple):
         return z if scale == 1 else scale * z
 
 
+class Step(NamedTuple):
+    """Where a sampler stands: the level, the state x there, and the guess x0 that led to it (None at the start)."""
+
+    level: Level
+    x: Tensor
+    x0: Tensor | None
+
+
 def times(spacing: str, n: int, T: int, offset: int = 0, extra: int = 0) -> list[float]:
     """n training times from high to low: diffusers' `timestep_spacing`, before any rounding.
 
@@ -117,6 +133,21 @@ def times(spacing: str, n: int, T: int, offset: int = 0, extra: int = 0) -> list
         step = (T - T / n) - T  # NumPy's arange has this rounded step, which decides ties such as 937.5
         return [float(round(T + i * step) - 1) for i in range(n)]
     raise ValueError(f"timestep_spacing is {spacing!r}; supported are leading, linspace and trailing")
+
+
+def distilled(n: int, T: int, original: int = 50) -> list[float]:
+    """n of the `original` times T//original apart for which a latent consistency model was distilled (2310.04378 §4.3).
+
+    Raises:
+        ValueError: n is not in 1 … original.
+
+    >>> distilled(4, 1000)
+    [999.0, 759.0, 499.0, 259.0]
+    """
+    if not 1 <= n <= original:
+        raise ValueError(f"{n} sampling steps; a model distilled for {original} steps allows 1 to {original}")
+    apart, step = T // original, original / n
+    return [float((original - int(i * step)) * apart - 1) for i in range(n)]
 
 
 def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
@@ -183,8 +214,11 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
             raise ValueError(f"{name} with {key} is not supported")
     if get("interpolation_type", "linear") != "linear":
         raise ValueError(f"interpolation_type {get('interpolation_type')!r} is not supported; supported is linear")
-    spacing, dpm = get("timestep_spacing") or spacing, name == "DPMSolverMultistepScheduler"
-    ts = times(spacing, n, schedule.T, get("steps_offset", 0), extra=int(dpm and spacing != "trailing"))
+    spacing, dpm = get("timestep_spacing") or spacing, name in DPM
+    if name == "LCMScheduler":
+        ts = distilled(n, schedule.T, get("original_inference_steps", 50))
+    else:
+        ts = times(spacing, n, schedule.T, get("steps_offset", 0), extra=int(dpm and spacing != "trailing"))
     whole = coordinates == "VP"
     ts = [float(round(t)) for t in ts] if whole else ts
     nsr = schedule.nsr
@@ -198,7 +232,7 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
             ts = [float(round(t)) for t in ts] if whole else ts
     else:
         us = [nsr[int(t)] for t in ts]
-    first = not get("set_alpha_to_one", True) or get("final_sigmas_type") == "sigma_min"
+    first = not get("set_alpha_to_one", name != "PNDMScheduler") or get("final_sigmas_type") == "sigma_min"
     us = [*us, nsr[0] if first else 0.0]
     levels = [Level(t, *(amplitudes(u) if whole else (1.0, u))) for t, u in zip([*ts, 0.0], us)]
     return Grid(levels, from_pure_noise=coordinates == "VE" and spacing != "leading")

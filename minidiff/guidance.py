@@ -1,7 +1,9 @@
-"""Guidance: wrappers of nets (classifier-free) and of denoisers (classifier, clipping), which steer what is drawn."""
+"""Guidance: wrappers of nets (classifier-free, ControlNet) and of denoisers (classifier, clipping), which steer."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -36,6 +38,42 @@ def cfg(net: Callable, cond: dict[str, Tensor], uncond: dict[str, Tensor], scale
         return out
 
     return guided
+
+
+def controlled(net: Callable, controlnet: Callable, hint: Tensor, scale: float | Iterable[float] = 1.0, *,
+               guess: bool = False) -> Callable:
+    """A U-Net that a ControlNet adds to (Zhang et al. 2023, arXiv 2302.05543). Several: wrap again, they add up.
+
+        out = net(x, t, residuals = scale·controlnet(x, t, hint))
+
+    Args:
+        net: (x (B,…), t, residuals=, **cond) -> out. controlnet: (x, t, hint=, **cond) -> residuals.
+        hint: (B,C,H,W), what `ControlNet.look` makes of a picture; one for all if not `guess`.
+        scale: one number, or one for each call, in turn; at 0 the ControlNet is not called.
+        guess: let the picture lead even without a prompt (section 3.4): of a batch [without, with prompt] as in `cfg`
+            only the half with the prompt is controlled; the ControlNet is told guess=True.
+
+    >>> net = lambda x, t, residuals=None: x if residuals is None else x + sum(residuals)
+    >>> double = lambda x, t, hint: (2 * hint, x)
+    >>> controlled(net, double, torch.tensor([3.0]), 0.5)(torch.ones(1), 0.0)
+    tensor([4.5000])
+    """
+    scales = repeat(scale) if isinstance(scale, (int, float)) else iter(scale)
+    last = functools.cache(lambda rows: rows[-len(hint):])               # the same tensor each time, for `Kept`
+
+    def steered(x: Tensor, t: float, residuals: tuple[Tensor, ...] | None = None, **cond: Tensor) -> Tensor:
+        if not (now := next(scales)):
+            return net(x, t, residuals=residuals, **cond)
+        if guess and len(x) == 2 * len(hint):
+            own = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(rows) for k, rows in cond.items()})
+            own = [torch.cat([torch.zeros_like(part), part]) for part in own]
+        else:
+            every = hint.repeat(len(x) // len(hint), *[1] * (hint.ndim - 1))
+            own = controlnet(x, t, hint=every, **({"guess": True} if guess else {}), **cond)
+        own = [now * part for part in own]
+        return net(x, t, residuals=own if residuals is None else [a + b for a, b in zip(residuals, own)], **cond)
+
+    return steered
 
 
 def clip(denoise: Callable, low: float = -1.0, high: float = 1.0) -> Callable:
@@ -100,6 +138,43 @@ def classifier_guidance(denoise: Callable, log_prob: Callable[[Tensor, Level], T
         return Pred(x0 + scale * sigma**2 / alpha * g, eps - scale * sigma * g)
 
     return guided
+
+
+def inpaint(denoise: Callable, known: Tensor, mask: Tensor, noise: Tensor) -> Callable:
+    """Inpainting with any net (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, eq. 8): outside the mask x is known.
+
+        x ← alpha·known + sigma·noise   where mask = 0, from the second call on
+
+    The final state still has to get `known` there. For one run: it counts its calls.
+    Matches: StableDiffusionInpaintPipeline with a 4-channel U-Net (tests/parity/test_pipeline.py).
+
+    Args:
+        known: (B,C,h,w) the clean picture or latent. mask: (B,1,h,w), 1 where to paint. noise: (B,C,h,w) unit noise.
+
+    >>> black = lambda x, level: Pred(x, x)
+    >>> painted = inpaint(black, torch.tensor([3.0, 3.0]), torch.tensor([0.0, 1.0]), torch.zeros(2))
+    >>> [painted(torch.tensor([1.0, 1.0]), Level(0.0, 0.5, 0.5)).x0 for _ in range(2)]
+    [tensor([1., 1.]), tensor([1.5000, 1.0000])]
+    """
+    begun = False
+
+    def painted(x: Tensor, level: Level) -> Pred:
+        nonlocal begun
+        if begun:
+            x = torch.where(mask > 0, x, level.alpha * known + level.sigma * noise)
+        begun = True
+        return denoise(x, level)
+
+    return painted
+
+
+def extended(net: Callable, more: Tensor) -> Callable:
+    """A net that is told more channels, in any multiple of their batch: the mask and picture of an inpainting U-Net.
+
+    >>> extended(lambda x, t: x.sum(1), torch.ones(1, 5))(torch.zeros(2, 4), 0.0)
+    tensor([5., 5.])
+    """
+    return lambda x, t, **cond: net(torch.cat([x, more.repeat(len(x) // len(more), *[1] * (x.ndim - 1))], 1), t, **cond)
 
 
 def _pair(x: Tensor, x0: Tensor, level: Level) -> Pred:

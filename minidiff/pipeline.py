@@ -1,29 +1,26 @@
 """Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752): text encoder, U-Net and VAE, joined into one call."""
 from __future__ import annotations
 
-import functools
-import inspect
-import json
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from minidiff import grid, guidance, samplers
-from minidiff.io.images import check_sides, latent_colors, to_pil, to_rgb, to_tensor, to_unit
-from minidiff.io.weights import read_json, weights_dir, write_atomic
-from minidiff.nets.attention import Kept
-from minidiff.nets.packed import packed
+from minidiff.grid import Step
+from minidiff.io import models
+from minidiff.io.embeddings import add_word, load_embedding
+from minidiff.io.hub import find
+from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
+from minidiff.io.lora import Loras, load_lora
+from minidiff.memory import MEGAPIXEL
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.prediction import denoiser
-from minidiff.samplers import Step
+from minidiff.run import at_work, check_finite, run
 from minidiff.schedule import Discrete
 from minidiff.settings import Settings
-from minidiff.text import Text, lost_words, save_tokenizer
+from minidiff.text import Text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,70 +28,99 @@ if TYPE_CHECKING:
     from minidiff.settings import Picture
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
-CLASSES = {name: theirs for theirs, name in samplers.NAMES.items()}  # sampler -> diffusers' class
 FULL_PREVIEW = 128 * 128  # pixels up to which a preview is a true decode
 
 
 class StableDiffusion:
     """Pictures from prompts, by latent diffusion with classifier-free guidance.
 
-    Matches: diffusers' StableDiffusionPipeline and StableDiffusionImg2ImgPipeline with one generator per image, pixels
-    to 1e-4 (tests/parity/test_pipeline.py).
+    Matches: diffusers' StableDiffusionPipeline, LatentConsistencyModelPipeline and StableDiffusionXLPipeline and their
+    img2img and inpainting siblings, with one generator per image, pixels to 1e-4 (tests/parity/test_families.py).
+
+    Args:
+        scheduler: `scheduler_config.json`. zeros: whether no negative prompt means zeros (SDXL), not "".
 
     >>> pipe = StableDiffusion.from_pretrained("mini-sd")
     >>> pipe(["a red house", "a blue boat, sea"], steps=2, num_images=2, output="tensor").shape
     torch.Size([4, 3, 64, 64])
     """
 
-    def __init__(self, text: Text, unet: UNet, vae: VAE, scheduler: dict):
-        self.text, self.unet, self.vae = text, unet, vae
-        # NOTE: diffusers' pipeline forces these two onto the scheduler it is given: test_pipeline_forces_steps_offset.
-        self.scheduler = {**scheduler, "steps_offset": 1, "clip_sample": False}
+    def __init__(self, text: Text, unet: UNet, vae: VAE, scheduler: dict, zeros: bool = False):
+        self.text, self.unet, self.vae, self.zeros = text, unet, vae, zeros
+        # NOTE: diffusers' pipelines of SD 1 and 2 force these on their scheduler: test_pipeline_forces_steps_offset.
+        self.scheduler = scheduler if text.pooled else {**scheduler, "steps_offset": 1, "clip_sample": False}
         self.schedule = Discrete.from_config(self.scheduler)
         kind = self.scheduler.get("prediction_type", "epsilon")
         if kind not in KINDS:
             raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(KINDS)}")
         self.kind = KINDS[kind]
+        self.compiled, self.worker = False, None
         self._colors: Tensor | None = None
+        self.loras = Loras({"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text.encoders))})
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, variant: str | None = None,
-                        device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
+    def from_pretrained(cls, source: str | Path, *, tokenizer: str | Path | None = None,
+                        config: str | Path | None = None, variant: str | None = None, ema: bool = False,
+                        device: str | torch.device | None = None, dtype: torch.dtype | None = None,
+                        download: bool = False) -> StableDiffusion:
         """Load a model.
 
         Args:
-            source: "mini-sd", which ships with the package, or a folder in diffusers' layout (SD 1.x and 2.x).
-            variant: tag of the weight files, such as "fp16".
+            source: "mini-sd", which ships with the package; a folder in diffusers' layout; a single .safetensors or
+                .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
+            tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none.
+            config: of a single file: "sd1", "sd2-base", "sd2", "sdxl", or a folder in diffusers' layout of the same
+                shape; None: as its weights tell. They cannot tell "sd2-base" from "sd2", which is then assumed.
+            variant: tag of a folder's weight files, such as "fp16".
+            ema: of a single file that has both, the running average of the U-Net's weights.
             device: None: cuda, else mps, else cpu.
             dtype: of the weights and the networks' arithmetic; None: float32. In float16 the VAE stays float32.
+            download: fetch a repository that is not in the cache; without it the network is never used.
 
         Raises:
             FileNotFoundError: there is no such model, or a part of it is missing.
             ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
+            ImportError: download without huggingface_hub.
         """
-        folder = weights_dir() / source if source == "mini-sd" else Path(source)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no model folder {source}; give one, or mini-sd, which ships here")
-        family = read_json(folder / "model_index.json").get("_class_name")
-        if family not in ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"):
-            raise ValueError(f"{folder} is a {family}; supported is StableDiffusionPipeline")
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        options = {"variant": variant, "device": device or default_device()}
-        return cls(Text.from_pretrained(folder, **options, dtype=dtype),
-                   UNet.from_pretrained(folder / "unet", **options, dtype=dtype),
-                   VAE.from_pretrained(folder / "vae", **options, dtype=vae_dtype(dtype)), scheduler)
+        parts = models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
+                            ema=ema, device=device or default_device(), dtype=dtype, vae_dtype=vae_dtype(dtype))
+        return cls(*parts)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
-        """Move the networks and change their dtype, in place."""
+        """Move the networks and change their dtype, in place; with a device, they stay there: no `offload`."""
+        self.worker = None if device is not None else self.worker
         self.text.to(device=device, dtype=dtype)
         self.unet.to(device=device, dtype=dtype)
         self.vae.to(device=device, dtype=vae_dtype(dtype))
         return self
 
+    def offload(self, device: str | torch.device | None = None) -> StableDiffusion:
+        """Keep the networks on the CPU and move each to `device` only while it works: memory for the largest alone.
+
+        Args:
+            device: None: cuda, else mps, else cpu.
+
+        >>> StableDiffusion.from_pretrained("mini-sd").offload("cpu")("a red house", steps=2)[0].size
+        (64, 64)
+        """
+        self.to("cpu").worker = torch.device(device or default_device())
+        return self
+
+    def compile(self, mode: str | None = None, backend: str = "inductor") -> StableDiffusion:
+        """Translate the U-Net and the VAE's decoder with torch.compile when they first run: slow once, then faster.
+
+        Args:
+            mode, backend: of `torch.compile`; "reduce-overhead" and "max-autotune" are made for GPUs.
+        """
+        self.unet.compile(mode=mode, backend=backend)
+        self.vae.decoder.compile(mode=mode, backend=backend)
+        self.compiled = True
+        return self
+
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
-        return next(self.unet.parameters()).device
+        """Where the networks work."""
+        return self.worker or next(self.unet.parameters()).device
 
     @property
     def size(self) -> int:
@@ -115,24 +141,41 @@ class StableDiffusion:
             ValueError: a setting out of its range, or of a form that does not fit the model or the others.
         """
         s = Settings(**settings)
-        for step in self._run(self._prepare(prompt, s)):
+        for step in run(self, prompt, s):
             z = step.x
         if s.output == "latent":
             return z
-        image = to_unit(self.decode(z))
+        image = to_unit(self.decode(z, s.tile))
         return image if s.output == "tensor" else to_pil(image)
 
-    def img2img(self, prompt: str | list[str] | None, image: Picture, *, strength: float = 0.6,
+    def img2img(self, prompt: str | list[str] | None, image: Picture, *, strength: float | None = None,
                 **settings) -> list[Image.Image] | Tensor:
         """Redraw a picture as the prompt says (SDEdit, Meng et al. 2021, arXiv 2108.01073): noise it, then denoise it.
 
         The last int(steps·strength) steps are taken, from x = alpha·z0 + sigma·noise, z0 the picture's latent.
+        NOTE: lms and plms start afresh there, not amid a history that is not theirs as in diffusers:
+        test_a_slice_starts_plms_with_two_calls. LCM's own img2img spreads all steps over the rest instead.
 
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
         >>> pipe.img2img("a red house", torch.zeros(3, 64, 64), strength=0.5, steps=4)[0].size
         (64, 64)
         """
         return self(prompt, image=image, strength=strength, **settings)
+
+    def inpaint(self, prompt: str | list[str] | None, image: Picture, mask: Picture, *, strength: float | None = None,
+                **settings) -> list[Image.Image] | Tensor:
+        """Repaint the part of a picture where the mask is white, with an inpainting model or with any other.
+
+        A U-Net of 9 channels is told the mask and the rest of the picture; with one of 4, the rest is put back, as
+        noisy as the state, before each call. Either way, decoding leaves it not quite the same.
+        NOTE: each picture has noise of its own for the VAE; diffusers draws it for the first alone:
+        test_an_inpainted_picture_depends_on_its_seed_alone.
+
+        >>> pipe = StableDiffusion.from_pretrained("mini-sd")
+        >>> pipe.inpaint("a red house", torch.zeros(3, 64, 64), torch.eye(64), steps=2)[0].size
+        (64, 64)
+        """
+        return self(prompt, image=image, mask=mask, strength=strength, **settings)
 
     def stream(self, prompt: str | list[str] | None = None, **settings) -> Iterator[Step]:
         """The same run, step by step: level, state x and guess x0, as the sampler yields them (steps + 1 of them).
@@ -141,7 +184,7 @@ class StableDiffusion:
         >>> [round(step.level.sigma, 2) for step in pipe.stream("a red house", steps=3)]
         [0.95, 0.68, 0.04, 0.03]
         """
-        return self._run(self._prepare(prompt, Settings(**settings)))
+        return run(self, prompt, Settings(**settings))
 
     @torch.inference_mode()
     def preview(self, z: Tensor) -> list[Image.Image]:
@@ -150,150 +193,80 @@ class StableDiffusion:
         if z.shape[-1] * z.shape[-2] * side**2 <= FULL_PREVIEW:
             return to_pil(to_unit(self.decode(z)))
         if self._colors is None:
-            weight = next(self.vae.parameters())
-            self._colors = latent_colors(lambda image: self.vae.encode(image.to(weight)).float(), side)
+            with at_work(self, self.vae) as vae:
+                weight = next(vae.parameters())
+                self._colors = latent_colors(lambda image: vae.encode(image.to(weight)).float(), side)
         image = to_rgb(z.float(), self._colors.to(z.device))
         return to_pil(torch.nn.functional.interpolate(image, scale_factor=side, mode="bilinear"))
 
     @torch.inference_mode()
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, tile: int | None = None) -> Tensor:
         """Scaled latents (B,C,h,w) to pictures (B,3,H,W) in about [−1, 1], a megapixel at a time to save memory.
+
+        Args:
+            tile: as in `VAE.decode`.
 
         Raises:
             ValueError: the result is not finite.
         """
-        at_once = max(1, 2**20 // (z.shape[-1] * z.shape[-2] * self.vae.factor**2))
-        weight = next(self.vae.parameters())
-        image = torch.cat([self.vae.decode(part.to(weight)).float() for part in z.split(at_once)])
-        if not image.isfinite().all():
-            raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
+        at_once = max(1, MEGAPIXEL // (z.shape[-1] * z.shape[-2] * self.vae.factor**2))
+        with at_work(self, self.vae) as vae:
+            weight = next(vae.parameters())
+            image = torch.cat([vae.decode(part.to(weight), tile).float() for part in z.split(at_once)])
+        check_finite(self, image)
         return image
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model in diffusers' layout: safetensors, configs, tokenizer, model_index.json.
+    def load_lora(self, path: str | Path, scale: float = 1.0) -> int:
+        """Add a LoRA to the weights, on top of those loaded before; see `minidiff.io.lora`.
+
+        Args:
+            path: kohya's, diffusers' or PEFT's file.
+            scale: how much of it: 0 nothing, 1 as trained.
+
+        Returns:
+            A handle for `unload_lora`.
+
+        Raises:
+            FileNotFoundError, ValueError: the file cannot be read, holds no LoRA, or one of another model or kind.
+        """
+        return self.loras.add(load_lora(path, self.loras.parts), scale)
+
+    def unload_lora(self, handle: int | None = None) -> None:
+        """Take a LoRA, or all of them, out of the weights, which are then what they were, bit for bit."""
+        self.loras.remove(handle)
+
+    def load_textual_inversion(self, path: str | Path, token: str | None = None) -> str:
+        """Learn a new word for prompts from a file; returns the word. It is not saved with the model.
+
+        Args:
+            path: see `minidiff.io.embeddings.load_embedding`.
+            token: the word; None: the one in the file, else the file's name.
+
+        Raises:
+            FileNotFoundError, ValueError: the file cannot be read, is no textual inversion, or of another family.
+        """
+        word, parts = load_embedding(path, token)
+        if len(parts) != len(self.text.encoders):
+            raise ValueError(f"{path} was made for {len(parts)} text encoder(s); this model has "
+                             f"{len(self.text.encoders)}")
+        for tokenizer, encoder, vectors in zip(self.text.tokenizers, self.text.encoders, parts):
+            add_word(tokenizer, encoder, word, vectors)
+        return word
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model to a folder in diffusers' layout, or, if the path ends in .safetensors, to a single file.
 
         Args:
             dtype: of the numbers in the files; None: that of the networks.
+
+        Raises:
+            ValueError: the path ends in .ckpt; safetensors serve the same programs.
         """
-        folder = Path(folder)
-        self.unet.save_pretrained(folder / "unet", dtype)
-        self.vae.save_pretrained(folder / "vae", dtype)
-        self.text.encoder.save_pretrained(folder / "text_encoder", dtype)
-        save_tokenizer(self.text.tokenizer, folder / "tokenizer")
-        parts = {"scheduler": ["diffusers", self.scheduler["_class_name"]], "vae": ["diffusers", "AutoencoderKL"],
-                 "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-                 "unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [None, None],
-                 "feature_extractor": [None, None], "image_encoder": [None, None], "requires_safety_checker": False}
-        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", **parts}
-        for path, values in (("scheduler/scheduler_config.json", self.scheduler), ("model_index.json", index)):
-            write_atomic(folder / path, json.dumps(values, indent=2) + "\n")
-
-    @torch.inference_mode()
-    def _prepare(self, prompt: str | list[str] | None, s: Settings) -> Iterator[Step]:
-        """Check everything, encode prompts and image, draw the first noise; return the sampler, not yet begun."""
-        sampler, levels, options = self._plan(s)
-        cond, uncond = self._conditions(prompt, s)
-        generators = [torch.Generator().manual_seed(s.seed + i) for i in range(len(cond["context"]))]
-        z0 = None if s.image is None else self._latents(s, generators)
-        if z0 is None:
-            sides = (s.height or self.size, s.width or self.size)
-            check_sides(sides, self.vae.factor)
-            shape = (len(generators), self.vae.config.latent_channels, *(side // self.vae.factor for side in sides))
-        else:
-            shape = tuple(z0.shape)
-        if s.latents is not None and s.latents.shape != shape:
-            raise ValueError(f"latents have the shape {tuple(s.latents.shape)}; it should be {shape}")
-        z = draw(generators, shape).to(self.device) if s.latents is None else s.latents.to(self.device, torch.float32)
-        x = levels.start(z) if z0 is None else levels[0].alpha * z0 + levels[0].sigma * z
-        net = self._net()
-        if uncond is None:
-            net = functools.partial(net, **cond)
-        else:
-            net = guidance.cfg(net, cond, uncond, s.guidance_scale, s.guidance_rescale)
-        if "noise" in inspect.signature(sampler).parameters:
-            options["noise"] = lambda like: draw(generators, like.shape).to(like)
-        return sampler(denoiser(net, self.kind), x, levels, **options)
-
-    @torch.inference_mode()
-    def _run(self, steps: Iterator[Step]) -> Iterator[Step]:
-        with packed(self.unet):
-            yield from steps
-
-    def _net(self) -> Callable:
-        """The U-Net in its own dtype on a float32 state; a prompt's keys and values are computed only once."""
-        kept, dtype = functools.cache(Kept), self.unet.conv_in.weight.dtype
-        return lambda x, t, context, **cond: self.unet(x.to(dtype), t, kept(context), **cond).float()
-
-    def _plan(self, s: Settings) -> tuple[Callable, grid.Grid, dict]:
-        """Sampler, grid (cut to `strength`) and the sampler's options."""
-        if isinstance(s.sampler, tuple):
-            sampler, levels = s.sampler
-            options = {}
-        else:
-            config = self.scheduler
-            if s.sampler is not None:
-                if s.sampler not in CLASSES:
-                    raise ValueError(f"unknown sampler {s.sampler!r}; there are {', '.join(CLASSES)}")
-                config = {**config, "_class_name": CLASSES[s.sampler]}
-            sampler, options = samplers.from_config(config)
-            levels = grid.from_diffusers(config, s.steps, self.schedule)
-        if s.eta is not None:
-            if sampler is not samplers.ddim:
-                raise ValueError(f"eta belongs to ddim; the sampler is {getattr(sampler, '__name__', sampler)}")
-            options = {**options, "eta": s.eta}
-        if s.image is not None:
-            n = len(levels) - 1
-            taken = int(n * s.strength)
-            if taken < 1:
-                raise ValueError(f"strength {s.strength} of {n} steps leaves no step; take more of either")
-            levels = levels[n - taken:]
-        return sampler, levels, dict(options)
-
-    def _conditions(self, prompt: str | list[str] | None, s: Settings) -> tuple[dict, dict | None]:
-        """What the U-Net is told with and, unless guidance is off, without the prompt: one row per picture."""
-        if (prompt is None) == (s.prompt_embeds is None):
-            raise ValueError("give either a prompt or prompt_embeds")
-        context, vec = s.prompt_embeds or self._encode(prompt, s.clip_skip)
-        if s.guidance_scale <= 1:
-            return self._rows(context, vec, s.num_images), None
-        if s.negative_prompt_embeds is not None:
-            other = s.negative_prompt_embeds
-        else:
-            other = self._encode(s.negative_prompt or "", 0)
-        if len(other[0]) not in (1, len(context)):
-            raise ValueError(f"there are {len(context)} prompts, but {len(other[0])} negative prompts")
-        other = [part if part is None else part.expand(len(context), *part.shape[1:]) for part in other]
-        return self._rows(context, vec, s.num_images), self._rows(*other, s.num_images)
-
-    def _encode(self, prompts: str | list[str], clip_skip: int) -> tuple[Tensor, Tensor | None]:
-        """Each different text once."""
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        if not isinstance(prompts, (list, tuple)) or not prompts or not all(isinstance(text, str) for text in prompts):
-            raise ValueError(f"a prompt is a text or a list of at least one text, not {prompts!r}")
-        texts = list(dict.fromkeys(prompts))
-        for text in texts:
-            if lost := lost_words(self.text.tokenizer, text):
-                warnings.warn(f"the prompt is longer than 77 tokens; left out: {lost}", stacklevel=2)
-        rows = [texts.index(prompt) for prompt in prompts]
-        context, vec = self.text(texts, clip_skip=clip_skip)
-        return context[rows], None if vec is None else vec[rows]
-
-    def _rows(self, context: Tensor, vec: Tensor | None, n: int) -> dict[str, Tensor]:
-        width = self.unet.config.cross_attention_dim
-        if context.ndim != 3 or context.shape[2] != width:
-            raise ValueError(f"prompt_embeds are {tuple(context.shape)}; they should be (prompts, tokens, {width})")
-        parts = {"context": context} if vec is None else {"context": context, "vec": vec}
-        return {name: part.to(self.unet.conv_in.weight).repeat_interleave(n, 0) for name, part in parts.items()}
-
-    def _latents(self, s: Settings, generators: list[torch.Generator]) -> Tensor:
-        """A sample of the init image's latents for each picture, (B,C,h,w) float32."""
-        image = to_tensor(s.image, s.height, s.width, self.vae.factor)
-        if len(image) not in (1, len(generators) // s.num_images):
-            raise ValueError(f"there are {len(generators) // s.num_images} prompts, but {len(image)} images")
-        # NOTE: image p belongs to prompt p; diffusers deals images out in turn: test_images_follow_their_prompts.
-        image = image.repeat_interleave(len(generators) // len(image), 0).to(next(self.vae.parameters()))
-        shape = (len(image), self.vae.config.latent_channels, *(side // self.vae.factor for side in image.shape[-2:]))
-        return self.vae.encode(image, noise=draw(generators, shape).to(image)).float()
+        parts = models.Model(self.text, self.unet, self.vae, self.scheduler, self.zeros)
+        if Path(path).suffix in (".ckpt", ".bin", ".pt", ".pth"):
+            raise ValueError(f"{path}: models are written as a folder, or as a single file that ends in .safetensors")
+        write = models.save_file if Path(path).suffix == ".safetensors" else models.save_folder
+        write(parts, Path(path), dtype)
 
 
 def default_device() -> str:
@@ -306,12 +279,3 @@ def default_device() -> str:
 def vae_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     """In float16 the decoders of Stable Diffusion overflow to black pictures: float32 then."""
     return torch.float32 if dtype == torch.float16 else dtype
-
-
-def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
-    """Unit noise (B,…) float32 on the CPU, row i from generator i: it does not depend on the batch or the device.
-
-    >>> draw([torch.Generator().manual_seed(0)], (1, 2))
-    tensor([[ 1.5410, -0.2934]])
-    """
-    return torch.cat([torch.randn(1, *shape[1:], generator=generator) for generator in generators])

@@ -8,21 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minidiff.grid import Grid
-from minidiff.schedule import Level
-
-
-class Step(NamedTuple):
-    """Where a sampler stands: the level, the state x there, and the guess x0 that led to it (None at the start)."""
-
-    level: Level
-    x: Tensor
-    x0: Tensor | None
+from minidiff.grid import Grid, Step
+from minidiff.multistep import dpmpp_2m, lms, plms, unipc
 
 
 def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
@@ -38,9 +30,8 @@ def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
     Matches: DDIMScheduler, tests/parity/test_samplers.py.
 
     >>> from minidiff.grid import preset
-    >>> from minidiff.prediction import Pred
-    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
-    >>> *_, last = ddim(point, torch.tensor(1.0), preset("sd-euler", 5)); last.x
+    >>> from minidiff.prediction import exact
+    >>> *_, last = ddim(exact(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
     tensor(3.)
     """
     yield Step(grid[0], x, None)
@@ -62,9 +53,8 @@ def ddpm(denoise: Callable, x: Tensor, grid: Grid, *,
     Matches: DDPMScheduler.
 
     >>> from minidiff.grid import preset
-    >>> from minidiff.prediction import Pred
-    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
-    >>> *_, last = ddpm(point, torch.tensor(1.0), preset("sd-ddpm", 5)); last.x
+    >>> from minidiff.prediction import exact
+    >>> *_, last = ddpm(exact(3.0), torch.tensor(1.0), preset("sd-ddpm", 5)); last.x
     tensor(3.)
     """
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
@@ -76,9 +66,8 @@ def euler(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     Karras et al. 2022 (arXiv 2206.00364, algorithm 1 without churn). Order 1. Matches: EulerDiscreteScheduler.
 
     >>> from minidiff.grid import preset
-    >>> from minidiff.prediction import Pred
-    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
-    >>> *_, last = euler(point, torch.tensor(1.0), preset("sd-euler", 5)); last.x
+    >>> from minidiff.prediction import exact
+    >>> *_, last = euler(exact(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
     tensor(3.)
     """
     return ddim(denoise, x, grid)
@@ -91,9 +80,8 @@ def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *,
     One draw per step but the last, where there is nothing to add. Matches: EulerAncestralDiscreteScheduler.
 
     >>> from minidiff.grid import preset
-    >>> from minidiff.prediction import Pred
-    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
-    >>> *_, last = euler_ancestral(point, torch.tensor(1.0), preset("sd-euler-ancestral", 5)); last.x
+    >>> from minidiff.prediction import exact
+    >>> *_, last = euler_ancestral(exact(3.0), torch.tensor(1.0), preset("sd-euler-ancestral", 5)); last.x
     tensor(3.)
     """
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
@@ -108,9 +96,8 @@ def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     Matches: HeunDiscreteScheduler on its grid (alpha = 1); the result depends on the coordinates of the grid.
 
     >>> from minidiff.grid import preset
-    >>> from minidiff.prediction import Pred
-    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
-    >>> *_, last = heun(point, torch.tensor(1.0), preset("sd-heun", 5)); last.x
+    >>> from minidiff.prediction import exact
+    >>> *_, last = heun(exact(3.0), torch.tensor(1.0), preset("sd-heun", 5)); last.x
     tensor(3.)
     """
     yield Step(grid[0], x, None)
@@ -125,102 +112,82 @@ def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
         yield Step(nxt, x, x0)
 
 
-def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator[Step]:
-    """Linear multistep: the polynomial through the last eps, integrated exactly over u = sigma/alpha (k-diffusion).
+def lcm(denoise: Callable, x: Tensor, grid: Grid, *, scaling: float = 10.0,
+        noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
+    """Latent consistency sampling (Luo et al. 2023, arXiv 2310.04378, algorithm 3): to the end in one go, then back up.
 
-        x'/alpha' = x/alpha + ∫ Σ_j eps_j L_j(u) du,   L_j the Lagrange polynomials of the last `order` values of u
+        x' = alpha'·f + sigma'·z,   f = c_skip·x + c_out·x0,   c_skip = d²/(u² + d²),   c_out = u/√(u² + d²),
+        u = scaling·t,   d = ½
 
-    Raises:
-        ValueError: order is not in 1 … 4, or a level has alpha = 0, where u is infinite.
-
-    Matches: LMSDiscreteScheduler.
-
-    >>> from minidiff.grid import preset
-    >>> from minidiff.prediction import Pred
-    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
-    >>> *_, last = lms(point, torch.tensor(1.0), preset("sd-lms", 5)); last.x
-    tensor(3.)
-    """
-    if not 1 <= order <= 4:
-        raise ValueError(f"order is {order}; linear multistep takes 1 to 4")
-    if grid[0].alpha == 0:
-        raise ValueError("lms works in sigma/alpha, infinite at alpha = 0 (zero terminal SNR); use ddim or dpmpp_2m")
-    yield Step(grid[0], x, None)
-    us, past = [], []
-    for now, nxt in pairwise(grid):
-        (_, a, s), (_, a1, s1) = now, nxt
-        x0, eps = denoise(x, now)
-        us, past = [s / a, *us][:order], [eps, *past][:order]
-        weights = lagrange_integrals(us, s / a, s1 / a1)
-        x = a1 * (x / a + sum(weight * e for weight, e in zip(weights, past)))
-        yield Step(nxt, x, x0)
-
-
-def lagrange_integrals(nodes: list[float], start: float, end: float) -> list[float]:
-    """∫ from start to end of each Lagrange polynomial of up to four nodes: exact by Gauss's two points (degree ≤ 3).
-
-    >>> [round(weight, 9) for weight in lagrange_integrals([1.0, 2.0], 1.0, 0.0)]      # Adams-Bashforth 2: −(3/2, −1/2)
-    [-1.5, 0.5]
-    """
-    mid, half = (start + end) / 2, (end - start) / 2
-    points = (mid - half / math.sqrt(3), mid + half / math.sqrt(3))
-    return [half * sum(math.prod((p - m) / (node - m) for m in nodes if m != node) for p in points) for node in nodes]
-
-
-def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: bool = True) -> Iterator[Step]:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): ddim with x0 extrapolated over lam.
-
-        x' = (sigma'/sigma)·x + (alpha' − sigma'·alpha/sigma)·D,   D = x0 + (x0 − x0_before)·h/(2·h_before),
-        h = lam' − lam,   lam = ln(alpha/sigma)
-
-    The first step and one to sigma = 0 are of order 1, with lower_order_final also the last of fewer than 15.
-    Order 2, one network call per step. Matches: DPMSolverMultistepScheduler.
+    Grid: preset "lcm". No noise is drawn on the last step. Matches: LCMScheduler.
 
     >>> from minidiff.grid import preset
-    >>> from minidiff.prediction import Pred
-    >>> point = lambda x, level: Pred(torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma)   # all data is 3
-    >>> *_, last = dpmpp_2m(point, torch.tensor(1.0), preset("sd-dpmpp", 5)); last.x
-    tensor(3.)
+    >>> from minidiff.prediction import exact
+    >>> *_, last = lcm(exact(3.0), torch.tensor(1.0), preset("lcm", 4)); round(last.x.item(), 3)
+    3.0
     """
     yield Step(grid[0], x, None)
-    before, h_before = None, math.inf
     for now, nxt in pairwise(grid):
-        (_, a, s), (_, a1, s1) = now, nxt
+        (t, _, _), (_, a1, s1) = now, nxt
         x0, _ = denoise(x, now)
-        guess, h = x0, _lam(nxt) - _lam(now)
-        if before is not None and s1 > 0 and not (lower_order_final and grid.n < 15 and nxt is grid[-1]):
-            guess = x0 + (h / (2 * h_before)) * (x0 - before)
-        x = (s1 / s) * x + (a1 - s1 * a / s) * guess
-        before, h_before = x0, h
+        u = scaling * t
+        x = a1 * (0.25 / (u * u + 0.25) * x + u / math.hypot(u, 0.5) * x0)
+        if s1: x = x + s1 * noise(x)
         yield Step(nxt, x, x0)
 
 
-def _lam(level: Level) -> float:
-    _, a, s = level
-    return math.log(a / s) if a and s else math.copysign(math.inf, a - s)
+def consistency(denoise: Callable, x: Tensor, grid: Grid, *,
+                noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
+    """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1): x0, then noise up to the next.
+
+        x' = alpha'·x0 + √(sigma'² − sigma_min²)·z,   sigma_min: that of the last level, where no noise is drawn
+
+    `denoise` is the consistency function: its x0 lies on the data at any level.
+    Matches: CMStochasticIterativeScheduler.
+
+    >>> from minidiff.grid import preset
+    >>> from minidiff.prediction import exact
+    >>> *_, last = consistency(exact(3.0), torch.tensor(1.0), preset("sd-euler", 3)); last.x
+    tensor(3.)
+    """
+    yield Step(grid[0], x, None)
+    for now, nxt in pairwise(grid):
+        x0, _ = denoise(x, now)
+        w = math.sqrt(max(0.0, nxt.sigma**2 - grid[-1].sigma**2))
+        x = nxt.alpha * x0
+        if w: x = x + w * noise(x)
+        yield Step(nxt, x, x0)
 
 
 SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "euler": euler, "euler_ancestral": euler_ancestral, "heun": heun, "lms": lms,
-            "dpmpp_2m": dpmpp_2m}
+            "plms": plms, "dpmpp_2m": dpmpp_2m, "unipc": unipc, "lcm": lcm}
 NAMES = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "EulerDiscreteScheduler": "euler",
          "EulerAncestralDiscreteScheduler": "euler_ancestral", "HeunDiscreteScheduler": "heun",
-         "LMSDiscreteScheduler": "lms", "DPMSolverMultistepScheduler": "dpmpp_2m"}
+         "LMSDiscreteScheduler": "lms", "PNDMScheduler": "plms", "DPMSolverMultistepScheduler": "dpmpp_2m",
+         "UniPCMultistepScheduler": "unipc", "LCMScheduler": "lcm"}
 # Of each class, the options that would make it another algorithm, with the values that do not; like diffusers, we
 # ignore the options of other classes
 ACCEPTED = {
     "DDIMScheduler": {"thresholding": (False,)},
     "DDPMScheduler": {"thresholding": (False,), "variance_type": ("fixed_small",)},
     "EulerDiscreteScheduler": {"timestep_type": ("discrete",)},
+    "PNDMScheduler": {"skip_prk_steps": (True,)},
+    "LCMScheduler": {"thresholding": (False,)},
     "DPMSolverMultistepScheduler": {
         "thresholding": (False,), "algorithm_type": ("dpmsolver++",), "solver_order": (2,), "euler_at_final": (False,),
         "solver_type": ("midpoint", "logrho", "bh1", "bh2")},  # diffusers reads the other solvers' names as midpoint
+    "UniPCMultistepScheduler": {
+        "thresholding": (False,), "solver_order": (2,), "predict_x0": (True,), "disable_corrector": ([], ()),
+        "solver_p": (None,), "solver_type": ("bh2", "midpoint", "heun", "logrho")},  # and here as bh2
 }
+CLIPS = {"DDIMScheduler": True, "DDPMScheduler": True, "HeunDiscreteScheduler": False, "LCMScheduler": False}
+UNSAID = {"skip_prk_steps": False}  # where an absent option means one that is not supported
 
 
 def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
     """The sampler that a diffusers `scheduler_config.json` means, and its keyword arguments.
 
-    `clip_sample` is a statement about x0, not about the sampler: wrap the denoiser with `guidance.clip`.
+    `clip_sample` is a statement about x0, not about the sampler: see `clip_range`.
 
     Raises:
         ValueError: a class or an option that is not supported, by name.
@@ -232,7 +199,22 @@ def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
     if name not in NAMES:
         raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(NAMES)}")
     for key, values in ACCEPTED.get(name, {}).items():
-        if config.get(key) not in (None, *values):
-            raise ValueError(f"{name} with {key} = {config[key]!r} is not supported; supported is {values[0]!r}")
-    options = {"lower_order_final": config.get("lower_order_final", True)} if NAMES[name] == "dpmpp_2m" else {}
+        value = UNSAID.get(key, values[0]) if config.get(key) is None else config[key]
+        if value not in values:
+            raise ValueError(f"{name} with {key} = {value!r} is not supported; supported is {values[0]!r}")
+    options = {}
+    if NAMES[name] in ("dpmpp_2m", "unipc"):
+        options["lower_order_final"] = config.get("lower_order_final", True)
+    if NAMES[name] == "lcm":
+        options["scaling"] = config.get("timestep_scaling", 10.0)
     return SAMPLERS[NAMES[name]], options
+
+
+def clip_range(config: dict[str, Any]) -> float | None:
+    """How far x0 may be from 0 by a `scheduler_config.json`, for `guidance.clip`; None: any distance.
+
+    >>> clip_range({"_class_name": "DDIMScheduler"}), clip_range({"_class_name": "EulerDiscreteScheduler"})
+    (1.0, None)
+    """
+    unsaid = CLIPS.get(config.get("_class_name"))
+    return config.get("clip_sample_range", 1.0) if unsaid is not None and config.get("clip_sample", unsaid) else None

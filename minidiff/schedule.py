@@ -67,6 +67,7 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 
 
 # diffusers' `beta_schedule`, those with a start and an end
+OTHER_ENDS = ("HeunDiscreteScheduler", "LCMScheduler")
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "sigmoid": sigmoid_betas}
 
 
@@ -128,13 +129,14 @@ class Discrete:
         >>> Discrete.from_config({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 10}).T
         10
         """
-        T, name = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
+        T, name = config.get("num_train_timesteps", 1000), config.get("beta_schedule")
+        if name is None:
+            name = "scaled_linear" if config.get("_class_name") == "LCMScheduler" else "linear"
         if config.get("trained_betas") is not None:
             betas = torch.tensor(config["trained_betas"])
         elif name in BETAS:
-            # diffusers' HeunDiscreteScheduler has other defaults than the rest
-            heun = config.get("_class_name") == "HeunDiscreteScheduler"
-            ends = (0.00085, 0.012) if heun else (0.0001, 0.02)
+            # two of diffusers' classes have other defaults than the rest
+            ends = (0.00085, 0.012) if config.get("_class_name") in OTHER_ENDS else (0.0001, 0.02)
             betas = BETAS[name](T, config.get("beta_start", ends[0]), config.get("beta_end", ends[1]))
         elif name == "squaredcos_cap_v2":
             betas = cosine_betas(T)

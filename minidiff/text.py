@@ -22,7 +22,13 @@ PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 
 class Text(nn.Module):
-    """A tokenizer and a CLIP text encoder: `text(prompts) -> (context, vec)`, what conditions the U-Net.
+    """Tokenizers and CLIP text encoders: `text(prompts) -> (context, vec)`, what conditions the U-Net.
+
+    Stable Diffusion 1 and 2 have one encoder: context is its last layer, normed. SDXL has two, the last one with a
+    projection: context is the layer before the last of both, not normed, side by side; vec the projected end token.
+
+    Args:
+        tokenizers, encoders: one or two of each.
 
     >>> from minidiff.io.weights import weights_dir
     >>> text = Text.from_pretrained(weights_dir() / "mini-sd")
@@ -31,45 +37,94 @@ class Text(nn.Module):
     (torch.Size([2, 77, 128]), None)
     """
 
-    def __init__(self, tokenizer: Tokenizer, encoder: CLIPText):
+    def __init__(self, tokenizers: Iterable[Tokenizer], encoders: Iterable[CLIPText]):
         super().__init__()
-        self.tokenizer, self.encoder = tokenizer, encoder
+        self.tokenizers, self.encoders = list(tokenizers), nn.ModuleList(encoders)
+        for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
+            tokens, known = tokenizer.get_vocab_size(), encoder.config.vocab_size
+            if tokens > known:
+                raise ValueError(f"the tokenizer has {tokens} tokens, but its text encoder only {known}")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, variant: str | None = None,
+    def from_pretrained(cls, folder: str | Path, *, tokenizer: str | Path | None = None, variant: str | None = None,
                         device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Text:
-        """Load `tokenizer/` and `text_encoder/` of a diffusers folder.
+        """Load `tokenizer/` and `text_encoder/` of a diffusers folder, and those with `_2` where its index names them.
+
+        Args:
+            tokenizer: take it from this folder instead, see `load_tokenizers`.
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, or is not what its name says.
         """
         folder = Path(folder)
-        encoder = CLIPText.from_pretrained(folder / "text_encoder", variant=variant, device=device, dtype=dtype)
-        tokenizer = load_tokenizer(folder / "tokenizer")
-        tokens, known = tokenizer.get_vocab_size(), encoder.config.vocab_size
-        if tokens > known:
-            raise ValueError(f"{folder / 'tokenizer'} has {tokens} tokens, but its text encoder only {known}")
-        return cls(tokenizer, encoder)
+        index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+        found = [end for end in ("", "_2") if (index.get(f"text_encoder{end}") or [None])[0]] or [""]
+        if tokenizer is None:
+            tokenizers = [load_tokenizer(folder / f"tokenizer{end}") for end in found]
+        else:
+            tokenizers = load_tokenizers(tokenizer, [None] * len(found))
+        return cls(tokenizers, [CLIPText.from_pretrained(folder / f"text_encoder{end}", variant=variant, device=device,
+                                                         dtype=dtype) for end in found])
 
-    def forward(self, prompts: list[str], clip_skip: int = 0) -> tuple[Tensor, Tensor | None]:
+    @property
+    def pooled(self) -> bool:
+        """Whether prompts have a vec too, as in SDXL."""
+        return self.encoders[-1].config.with_projection
+
+    def forward(self, prompts: list[str], clip_skip: int = 0, *, prompts_2: list[str] | None = None,
+                chunks: int = 1) -> tuple[Tensor, Tensor | None]:
         """Encode prompts.
 
         Args:
-            prompts: B texts; what does not fit into 77 tokens is cut off (`lost_words` tells).
-            clip_skip: leave out the last clip_skip layers of the encoder.
+            prompts: B texts; what does not fit is cut off (`lost_words` tells).
+            clip_skip: leave out the last clip_skip layers of each encoder.
+            prompts_2: B texts for the second encoder instead.
+            chunks: read so many times 75 tokens, each with a start and an end of its own, as AUTOMATIC1111's web UI;
+                vec is that of the first.
 
         Returns:
-            context (B,77,D), one vector per token, and vec (B,P), one per prompt, or None where the model has none.
+            context (B,77·chunks,D), one vector per token, and vec (B,P), one per prompt, or None without projection.
         """
-        ids = tokenize(self.tokenizer, prompts)
-        return self.encoder(ids.to(next(self.encoder.parameters()).device), clip_skip=clip_skip)
+        texts = [prompts, prompts_2 or prompts][-len(self.encoders):]
+        parts, vec = [], None
+        for tokenizer, encoder, text in zip(self.tokenizers, self.encoders, texts):
+            ids = tokenize(tokenizer, text, chunks).to(next(encoder.parameters()).device)
+            x, vec = encoder(ids.view(-1, LENGTH), clip_skip=clip_skip + self.pooled, norm=not self.pooled)
+            parts.append(x.reshape(len(ids), -1, x.shape[-1]))               # (B, 77·chunks, D)
+        return torch.cat(parts, dim=-1), None if vec is None else vec[::chunks]
+
+    def chunks(self, prompt: str) -> int:
+        """How many times 75 tokens a prompt has, at least 1.
+
+        >>> from minidiff.io.weights import weights_dir
+        >>> Text.from_pretrained(weights_dir() / "mini-sd").chunks("red " * 76)
+        2
+        """
+        return max(1 + len(tokenizer.encode(prompt).overflowing) for tokenizer in self.tokenizers)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizers(folder: str | Path, pads: Iterable[str | None]) -> list[Tokenizer]:
+    """One tokenizer or two, with their padding tokens, from a model's folder or from a tokenizer's, which serves both.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> [words.padding["pad_token"] for words in load_tokenizers(weights_dir() / "mini-sd" / "tokenizer", [None, "!"])]
+    ['<|endoftext|>', '!']
+    """
+    folder = Path(folder)
+    own = [folder / name for name in ("tokenizer", "tokenizer_2")]
+    if own[0].is_dir():
+        return [load_tokenizer(words if words.is_dir() else own[0], pad) for words, pad in zip(own, pads)]
+    return [load_tokenizer(folder, pad) for pad in pads]
+
+
+def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     """CLIP's tokenizer from `vocab.json` + `merges.txt`, or from `tokenizer.json`; it starts, ends, cuts and pads.
 
     Text is normalised (NFC, white space, lower case), split into PIECES, turned into bytes, and the pair of symbols
     that stands first in merges.txt is joined again and again; the last symbol of a piece carries `</w>`.
+
+    Args:
+        pad: the token to pad with; None: what the folder says.
 
     Returns:
         A `tokenizers.Tokenizer` whose `encode(text).ids` has 77 entries.
@@ -100,7 +155,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(whole))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"the tokenizer in {folder} is garbled: {error}") from error
-    bos, eos, pad = BOS, EOS, _pad_token(folder)
+    bos, eos, pad = BOS, EOS, pad or _pad_token(folder)
     ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")
@@ -159,14 +214,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     write_atomic(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
 
-def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
-    """Token ids (B,77) int64: start, at most 75 tokens, end, padding.
+def tokenize(tokenizer: Tokenizer, prompts: list[str], chunks: int = 1) -> Tensor:
+    """Token ids (B, 77·chunks) int64, in each chunk: start, at most 75 tokens, end, padding.
 
     >>> from minidiff.io.weights import weights_dir
     >>> tokenize(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), ["", "a red house"]).shape
     torch.Size([2, 77])
     """
-    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch(prompts)])
+    empty = tokenizer.encode("").ids
+    rows = [[part.ids for part in (first, *first.overflowing)] for first in tokenizer.encode_batch(prompts)]
+    return torch.tensor([sum((row + [empty] * chunks)[:chunks], []) for row in rows])
 
 
 def lost_words(tokenizer: Tokenizer, prompt: str) -> str:

@@ -9,9 +9,12 @@ import torch
 from PIL import Image, ImageChops
 
 from minidiff import cli, samplers
+from minidiff.conditions import CLASSES
 from minidiff.data import scenes
+from minidiff.io.lora import Change, save_lora
 from minidiff.io.weights import load_state, save_state
-from minidiff.pipeline import CLASSES, StableDiffusion
+from minidiff.nets.controlnet import ControlNet
+from minidiff.pipeline import StableDiffusion
 from tests import tiny
 
 pytestmark = pytest.mark.quick
@@ -114,6 +117,17 @@ def test_an_init_image_of_any_size_is_redrawn(draw, tmp_path):
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
 
 
+def test_a_mask_says_what_of_the_init_image_is_repainted(draw, model, tmp_path):
+    Image.new("RGB", (48, 40), (200, 30, 30)).save(tmp_path / "photo.png")
+    mask = Image.new("L", (48, 40))
+    mask.paste(255, (0, 0, 24, 40))
+    mask.save(tmp_path / "mask.png")
+    code, _, _ = draw("a red house", "--init-image", "photo.png", "--mask", "mask.png", "--out", "a.png")
+    assert code == 0
+    code, _, said = draw("a red house", "--mask", "mask.png", "--out", "b.png")
+    assert code == 2 and "--mask needs --init-image, the picture to repaint" in said
+
+
 def test_an_empty_prompt_is_allowed(draw):
     assert draw("")[0] == 0
 
@@ -145,7 +159,7 @@ def test_known_words_get_no_line(recwarn):
     (["--out", "house.txt"], "house.txt should end in"), (["--out", "."], "should end in"),
     (["--out", "same.png", "--film", "same.png"], "the same name"),
     (["--init-image", "nowhere.png"], "no picture file nowhere.png"),
-    (["--model", "nowhere"], "no model folder nowhere"), (["--colour", "red"], "--colour")])
+    (["--model", "nowhere"], "no model nowhere"), (["--colour", "red"], "--colour")])
 def test_bad_input_gets_one_line(draw, tmp_path, words, said):
     refused(draw("a red house", *words), said)
     assert files(tmp_path) == []
@@ -268,7 +282,7 @@ def test_train_refuses_in_one_line(run):
 
 
 def test_evaluate_refuses_in_one_line(run):
-    refused(run("evaluate", "nowhere"), "no model folder nowhere")
+    refused(run("evaluate", "nowhere"), "no model nowhere")
     refused(run("evaluate", "-n", 0), "n is 0")
     refused(run("evaluate", "--out", __file__), "should end in")
 
@@ -292,7 +306,7 @@ def test_info_counts_parameters(run, model):
     code, out, _ = run("info", model, "--json")
     found = json.loads(out)
     assert code == 0
-    for name, net in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text.encoder)):
+    for name, net in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text.encoders[0])):
         assert found["parts"][name]["parameters"] == sum(p.numel() for p in net.parameters())
     assert (found["prediction_type"], found["scheduler"], found["dtype"]) == ("epsilon", "DDIMScheduler", "float32")
     assert run("info", model)[0] == run("info", model / "unet")[0] == 0
@@ -316,3 +330,28 @@ def test_help_shows_vocabulary_samplers_and_an_example(run):
 
 def test_the_samplers_in_the_help_are_those_there_are():
     assert set(cli.SAMPLERS) == set(CLASSES) and all(callable(getattr(samplers, name)) for name in CLASSES)
+
+
+def test_loras_are_loaded_with_their_scales(draw, tmp_path):
+    change = Change(torch.ones(1, 16, 3, 3), torch.ones(4, 1, 1, 1), 0.2)
+    save_lora({"unet.conv_out": change}, tmp_path / "a=b.safetensors")
+    save_lora({"unet.conv_out": change}, tmp_path / "c.safetensors")
+    for name, words in (("plain", []), ("with", ["--lora", "a=b.safetensors"]),
+                        ("sum", ["--lora", "a=b.safetensors=1.5", "--lora", "c.safetensors=-0.5"]),
+                        ("off", ["--lora", "c.safetensors=0"])):
+        assert draw("a red house", *words, "--out", f"{name}.png")[0] == 0
+    picture = {name: Image.open(tmp_path / f"{name}.png").tobytes() for name in ("plain", "with", "sum", "off")}
+    assert picture["plain"] == picture["off"] != picture["with"] == picture["sum"]
+    refused(draw("a red house", "--lora", "nowhere.safetensors"), "nowhere.safetensors")
+
+
+def test_a_controlnet_is_told_a_picture(draw, model, tmp_path):
+    net = ControlNet.from_unet(StableDiffusion.from_pretrained(model).unet, (4, 8, 8))
+    torch.nn.init.ones_(net.controlnet_mid_block.weight)
+    net.save_pretrained(tmp_path / "net")
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "hint.png")
+    assert draw("a red house", "--out", "plain.png")[0] == 0
+    assert draw("a red house", "--controlnet", "net", "--control-image", "hint.png", "--out", "told.png")[0] == 0
+    assert Image.open(tmp_path / "plain.png").tobytes() != Image.open(tmp_path / "told.png").tobytes()
+    refused(draw("a red house", "--controlnet", "net"), "--controlnet and --control-image go together")
+    refused(draw("a red house", "--controlnet", "net", "--control-image", "no.png"), "no picture file no.png")

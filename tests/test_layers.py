@@ -15,9 +15,9 @@ PACKAGE = ROOT / "minidiff"
 LAYERS = (
     ("schedule", "nets.layers", "io.weights", "data"),
     ("prediction", "grid", "nets"),
-    ("samplers", "guidance", "settings", "io.lora", "text"),
-    ("pipeline",),
-    ("evaluate", "train"),
+    ("samplers", "multistep", "guidance", "control", "settings", "io.lora", "io.embeddings", "io.models", "text"),
+    ("pipeline", "run", "conditions", "memory"),
+    ("evaluate", "train", "bench"),
     ("teach", "cli"),
     ("__main__",),
 )
@@ -124,7 +124,8 @@ def third_party(source: str) -> set[str]:
 def test_the_package_never_imports_the_libraries_it_replaces():
     replaced = {"transformers", "diffusers", "scipy", "torchvision", "einops"}
     found = {name: third_party(path.read_text(encoding="utf-8")) & replaced for name, path in modules().items()}
-    assert {name: libraries for name, libraries in found.items() if libraries} == {}
+    assert {name: libraries for name, libraries in found.items() if libraries} == {
+        "minidiff.bench": {"diffusers"}}  # which it measures itself against, where it is installed
     assert third_party("def f():\n    from diffusers.models import UNet2DModel") & replaced == {"diffusers"}
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minidiff import grid, samplers
-from minidiff.pipeline import StableDiffusion, draw
+from minidiff.conditions import draw
+from minidiff.pipeline import StableDiffusion
 from minidiff.settings import Settings
 from tests import tiny
 
@@ -206,13 +207,13 @@ def test_in_float16_the_vae_stays_float32(folder):
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model folder .*nowhere; give one, or mini-sd"):
+    with pytest.raises(FileNotFoundError, match="no model .*nowhere; give a folder, a file, or mini-sd"):
         StableDiffusion.from_pretrained(tmp_path / "nowhere")
 
 
 def test_another_kind_of_model_is_named(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="is a FluxPipeline; supported is StableDiffusionPipeline"):
+    with pytest.raises(ValueError, match="is a FluxPipeline; supported are pipelines of Stable Diffusion"):
         StableDiffusion.from_pretrained(tmp_path)
 
 

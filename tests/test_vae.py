@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from minidiff.data import scenes
+from minidiff.io.weights import weights_dir
 from minidiff.nets.vae import VAE, VAEConfig
 
 pytestmark = pytest.mark.quick
@@ -77,3 +79,33 @@ def test_every_row_is_on_its_own():
     net = VAE(TINY).eval()
     image = torch.randn(3, 3, 8, 8)
     torch.testing.assert_close(net(image)[1:2], net(image[1:2]), atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_change_colours_a_little_and_shapes_not_at_all():
+    """A true VAE and a true picture: four times as many pixels as the tile."""
+    vae = VAE.from_pretrained(weights_dir() / "mini-sd" / "vae")
+    image, _ = scenes.render(1, 64, seed=0)
+    image = 2 * image.float() / 255 - 1
+    with torch.inference_mode():
+        z = vae.encode(image)
+        whole, tiled = vae.decode(z), vae.decode(z, tile=32)
+        tiled_z = vae.encode(image, tile=32)
+    assert tiled.shape == whole.shape and tiled_z.shape == z.shape
+    assert (whole - tiled).abs().mean() < 0.07 and (tiled_z - z).abs().mean() < 0.1
+    assert torch.equal(vae.decode(z, tile=64), whole)
+
+
+def test_pictures_decoded_one_by_one_are_those_decoded_together():
+    net = VAE(TINY).eval()
+    z = torch.randn(3, net.config.latent_channels, 4, 4)
+    one_by_one = torch.cat([net.decode(part) for part in z.split(1)])
+    torch.testing.assert_close(one_by_one, net.decode(z), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [0, -8, 6])
+def test_a_tile_that_cannot_be_is_named(tile):
+    net = VAE(TINY).eval()
+    with pytest.raises(ValueError, match=f"tile is {tile}; it must be a positive multiple of {4 * net.factor}"):
+        net.decode(torch.zeros(1, net.config.latent_channels, 32, 32), tile=tile)
+    with pytest.raises(ValueError, match="tile is"):
+        net.encode(torch.zeros(1, 3, 64, 64), tile=tile)

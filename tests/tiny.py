@@ -30,4 +30,4 @@ def pipeline(folder) -> StableDiffusion:
         text = CLIPText(CLIPTextConfig.from_dict({**TEXT, "vocab_size": tokenizer.get_vocab_size()}))
         unet = UNet(UNetConfig.from_dict(UNET))
         vae = VAE(VAEConfig.from_dict(VAE_))
-    return StableDiffusion(Text(tokenizer, text).eval(), unet.eval(), vae.eval(), SCHEDULER)
+    return StableDiffusion(Text([tokenizer], [text]).eval(), unet.eval(), vae.eval(), SCHEDULER)

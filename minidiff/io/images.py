@@ -68,6 +68,33 @@ def to_tensor(picture: Image.Image | Tensor | list, height: int | None = None, w
     return 2 * (torch.stack(flat).view(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255) - 1
 
 
+def to_mask(mask: Image.Image | Tensor | list, height: int, width: int) -> Tensor:
+    """Mask(s) to a batch (B,1,height,width) of 0 and 1: 1 where a mask, a picture in grey or in [0, 1], is at least ½.
+
+    Args:
+        mask: PIL picture(s), resized by Lanczos; or a tensor (H,W), (1,H,W), (B,1,H,W), or a list of such.
+
+    Raises:
+        ValueError: no mask, or a tensor of another shape or range.
+
+    >>> to_mask(torch.tensor([[0.0, 1.0]]), 1, 4)
+    tensor([[[[0., 0., 1., 1.]]]])
+    """
+    from PIL import Image
+
+    masks = list(mask) if isinstance(mask, (list, tuple)) else [mask]
+    if masks and all(isinstance(part, Image.Image) for part in masks):
+        masks = [part.resize((width, height), Image.Resampling.LANCZOS).convert("L") for part in masks]
+        masks = [torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8).view(height, width) / 255
+                 for part in masks]
+    if not masks or not all(isinstance(part, Tensor) and part.ndim in (2, 3, 4) for part in masks):
+        raise ValueError("a mask is a PIL picture, a tensor, or a list of at least one of them")
+    batch = torch.cat([part.float().view(-1, 1, *part.shape[-2:]) for part in masks])
+    if not (batch.min() >= 0 and batch.max() <= 1):
+        raise ValueError(f"a mask is in [0, 1]; this one is from {batch.min():.3g} to {batch.max():.3g}")
+    return (torch.nn.functional.interpolate(batch, size=(height, width)) >= 0.5).float()
+
+
 def to_unit(image: Tensor) -> Tensor:
     """About [−1, 1] to [0, 1], clamped."""
     return (image / 2 + 0.5).clamp(0, 1)

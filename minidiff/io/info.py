@@ -1,29 +1,26 @@
 """What a model file or folder holds, from its headers: nothing is computed, weights are only mapped into memory."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from minidiff.io.weights import State, load_state, read_json, weights_dir
+from torch import Tensor
+
+from minidiff.io.checkpoint import EMA, FAMILIES, KINDS, PARTS, TITLES, WIDTHS, family, kind, part
+from minidiff.io.hub import find
+from minidiff.io.weights import State, load_state, read_json, read_object
 
 STEMS = ("diffusion_pytorch_model", "model")
-# the first key that a single file holds tells its family (CompVis and kohya names)
-FAMILIES = {
-    "conditioner.embedders.1.model.ln_final.weight": "Stable Diffusion XL, single file",
-    "cond_stage_model.model.ln_final.weight": "Stable Diffusion 2, single file",
-    "model.diffusion_model.input_blocks.0.0.weight": "Stable Diffusion 1, single file",
-    "control_model.time_embed.0.weight": "ControlNet, single file",
-    "controlnet_cond_embedding.conv_in.weight": "ControlNet",
-    "quant_conv.weight": "VAE", "add_embedding.linear_1.weight": "U-Net of Stable Diffusion XL",
-    "conv_norm_out.weight": "U-Net", "text_projection.weight": "CLIP text encoder",
-    "final_layer_norm.weight": "CLIP text encoder", "text_model.final_layer_norm.weight": "CLIP text encoder"}
-WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of the U-Net's context
+ENCODERS = {768: "sd1", 1024: "sd2", 1280: "sdxl"}  # by the width of the (second) text encoder
 
 
-def describe(path: str | Path) -> dict:
+def describe(path: str | Path) -> dict[str, Any]:
     """Family, parameters, dtype, prediction type and parts of a model.
 
     Args:
-        path: "mini-sd", a folder (a whole pipeline or one network), or a weight file.
+        path: "mini-sd", a folder (a whole pipeline or one network), a file (of a whole model, a network, a LoRA or a
+            textual inversion), or a repository of the Hugging Face Hub that is in the local cache.
 
     Returns:
         {"path", "family", "parameters", "dtype", "prediction_type" (None where nothing says it), "scheduler",
@@ -35,35 +32,24 @@ def describe(path: str | Path) -> dict:
     >>> describe("mini-sd")["prediction_type"]
     'epsilon'
     """
-    folder = weights_dir() / path if path == "mini-sd" else Path(path)
-    result = {"path": str(folder), "family": None, "parameters": 0, "dtype": None, "prediction_type": None,
+    path = find(path)
+    result = {"path": str(path), "family": None, "parameters": 0, "dtype": None, "prediction_type": None,
               "scheduler": None, "parts": {}}
-    if folder.is_file():
-        state = load_state(folder)
-        lora = any("lora" in name for name in state)
-        family = "LoRA" if lora else next((family for key, family in FAMILIES.items() if key in state), "unknown")
-        result |= {"family": family, "parts": {folder.name: count(state)}}
-    elif (folder / "model_index.json").is_file():
-        index = read_json(folder / "model_index.json")
-        names = [name for name, value in index.items() if isinstance(value, list) and value[1]]
-        result["parts"] = {name: _network(folder / name) for name in names if (folder / name / "config.json").is_file()}
-        if "unet" in names:
-            result["family"] = _family(read_json(folder / "unet" / "config.json"), index["_class_name"])
-        if "scheduler" in names:
-            config = read_json(folder / "scheduler" / "scheduler_config.json")
-            result["scheduler"] = config.get("_class_name")
-            result["prediction_type"] = config.get("prediction_type", "epsilon")
-    elif (folder / "config.json").is_file():
-        part = _network(folder)
-        result |= {"family": part["class"], "parts": {folder.name: part}}
+    if path.is_file():
+        result |= _file(path)
+    elif (path / "model_index.json").is_file():
+        result |= _folder(path)
+    elif (path / "config.json").is_file():
+        network = _network(path)
+        result |= {"family": network["class"], "parts": {path.name: network}}
     else:
-        raise FileNotFoundError(f"{folder} is no model: no weight file, and without model_index.json or config.json")
-    result["parameters"] = sum(part["parameters"] for part in result["parts"].values())
-    result["dtype"] = ", ".join(sorted({part["dtype"] for part in result["parts"].values()}))
+        raise FileNotFoundError(f"{path} is no model: no weight file, and without model_index.json or config.json")
+    result["parameters"] = sum(network["parameters"] for network in result["parts"].values())
+    result["dtype"] = ", ".join(sorted({network["dtype"] for network in result["parts"].values()}))
     return result
 
 
-def count(state: State) -> dict:
+def count(state: State) -> dict[str, Any]:
     """Number of parameters and their dtype(s).
 
     >>> import torch
@@ -75,10 +61,61 @@ def count(state: State) -> dict:
     return {"parameters": sum(tensor.numel() for tensor in floats), "dtype": ", ".join(dtypes)}
 
 
-def _network(folder: Path) -> dict:
+def _file(path: Path) -> dict[str, Any]:
+    content = None if path.suffix == ".safetensors" else read_object(path)
+    if isinstance(content, dict) and "string_to_param" in content:       # AUTOMATIC1111's textual inversion
+        vectors = {name: value for name, value in content["string_to_param"].items() if isinstance(value, Tensor)}
+        return {"family": _words(vectors), "parts": {path.name: count(vectors)}}
+    state = load_state(path, headers=True)
+    what = kind(state)
+    if what == "checkpoint":
+        return _checkpoint(state)
+    title = KINDS.get(what, what)
+    if what == "embedding":
+        title = _words(state)
+    elif of := WIDTHS.get(_context(state)):
+        title += f" of {TITLES[of]}"
+    return {"family": title, "parts": {path.name: count(state)}}
+
+
+def _checkpoint(state: State) -> dict[str, Any]:
+    """Of a single file with a whole model: what it says itself, and what its family's published config does."""
+    found, name = {}, family(state)
+    for network in PARTS:
+        tensors, prefix = part(state, network)
+        if prefix:
+            found[network] = count(tensors)
+    if average := {key: tensor for key, tensor in state.items() if key.startswith(EMA)}:
+        found["unet, average"] = count(average)
+    unet, _ = part(state, "unet")
+    title = "Stable Diffusion" if name is None else TITLES[name.split("-")[0]]
+    inpaints = "input_blocks.0.0.weight" in unet and unet["input_blocks.0.0.weight"].shape[1] == 9
+    # nothing in a file of Stable Diffusion 2 tells which of two it is
+    predicts = None if name in ("sd2", None) else FAMILIES[name]["scheduler"]["prediction_type"]
+    return {"family": f"{title}{' inpainting' if inpaints else ''}, single file", "parts": found,
+            "prediction_type": predicts}
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    index, result = read_json(folder / "model_index.json"), {}
+    names = [name for name, value in index.items() if isinstance(value, list) and value[1]]
+    result["parts"] = {name: _network(folder / name) for name in names if (folder / name / "config.json").is_file()}
+    if "unet" in names:
+        config = read_json(folder / "unet" / "config.json")
+        width, inputs = config.get("cross_attention_dim", 1280), config.get("in_channels", 4)
+        title = TITLES.get(WIDTHS.get(width), f"{index.get('_class_name')} of its own size (context of {width})")
+        latent = " LCM" if config.get("time_cond_proj_dim") else ""
+        result["family"] = title + latent + (" inpainting" if inputs > config.get("out_channels", 4) else "")
+    if "scheduler" in names:
+        config = read_json(folder / "scheduler" / "scheduler_config.json")
+        result |= {"scheduler": config.get("_class_name"), "prediction_type": config.get("prediction_type", "epsilon")}
+    return result
+
+
+def _network(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
-    kind = config.get("_class_name") or (config.get("architectures") or ["unknown"])[0]
-    return {"class": kind, **count(_weights(folder))}
+    what = config.get("_class_name") or (config.get("architectures") or ["unknown"])[0]
+    return {"class": what, **count(_weights(folder))}
 
 
 def _weights(folder: Path) -> State:
@@ -86,12 +123,24 @@ def _weights(folder: Path) -> State:
     for variant in (None, "fp16", "non_ema"):
         for stem in STEMS:
             try:
-                return load_state(folder, stem, variant)
+                return load_state(folder, stem, variant, headers=True)
             except FileNotFoundError as error:
                 missing = error
     raise missing
 
 
-def _family(config: dict, pipeline: str) -> str:
-    width = config.get("cross_attention_dim", 1280)
-    return WIDTHS.get(width, f"{pipeline} of its own size (context of {width})")
+def _context(state: State) -> int | None:
+    """The width of the context of the U-Net that the tensors belong to, or change (in a LoRA's matrix `down`)."""
+    def widths() -> Iterator[int]:
+        for key, tensor in state.items():
+            if "attn2" in key and "to_k" in key and tensor.ndim >= 2 and ".up." not in key and "_up." not in key \
+                    and "lora_B" not in key:
+                yield tensor.shape[1]
+
+    return next(widths(), None)
+
+
+def _words(vectors: State) -> str:
+    """Of a textual inversion: for which family, by the width of the text encoder."""
+    of = ENCODERS.get(max((tensor.shape[-1] for tensor in vectors.values() if tensor.ndim), default=None))
+    return "textual inversion" + (f" of {TITLES[of]}" if of else "")

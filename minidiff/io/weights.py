@@ -9,12 +9,22 @@ import json
 import os
 import pickle
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
+from minidiff.io.unpickle import Stub, load_tensors
+
 State = dict[str, Tensor]
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # in safetensors headers
+CHECKED = 2**28  # bytes up to which loading looks for NaN: a tenth of a second
+TRAINER = {"epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers",
+           "loops", "hyper_parameters", "hparams_name", "native_amp_scaling_state"}  # what Lightning saves besides
 
 
 def weights_dir() -> Path:
@@ -59,7 +69,8 @@ def read_json(path: str | Path) -> dict:
     return value
 
 
-def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", variant: str | None = None) -> State:
+def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", variant: str | None = None, *,
+               headers: bool = False) -> State:
     """Read all tensors of a weight file, or of a folder in diffusers' layout, memory-mapped where possible.
 
     Args:
@@ -67,6 +78,7 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
         stem: in a folder, the file name without its ending: "diffusion_pytorch_model" (diffusers) or "model"
             (transformers, whose `.bin` is called `pytorch_model`).
         variant: in a folder, the tag before the ending, such as "fp16".
+        headers: of safetensors files only read the headers, and give tensors on the meta device.
 
     Returns:
         {name: CPU tensor}, in the dtype of the file.
@@ -83,15 +95,15 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
     """
     source = Path(source)
     if not source.is_dir():
-        return _read(source)
+        return _read(source, headers)
     tag = f".{variant}" if variant else ""
     pickled = "pytorch_model" if stem == "model" else stem
     for name, ending in ((stem, ".safetensors"), (pickled, ".bin")):
         file, index = source / f"{name}{tag}{ending}", source / f"{name}{ending}.index{tag}.json"
         if file.is_file():
-            return _read(file)
+            return _read(file, headers)
         if index.is_file():
-            return _read_shards(index)
+            return _read_shards(index, headers)
     found = sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
     raise FileNotFoundError(
         f"looked for {stem}{tag}.safetensors or {pickled}{tag}.bin in {source}: "
@@ -99,11 +111,52 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
     )
 
 
+def read_object(path: str | Path, headers: bool = False) -> Any:
+    """Read a weight file as it is: a dictionary of tensors, or in a pickle whatever holds them.
+
+    Returns:
+        Tensors on the CPU, memory-mapped where possible, and containers; objects of other kinds are `Stub`s.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_state`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weight file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                if headers:      # reading a tensor touches it, and the system then reads ahead
+                    parts = {name: file.get_slice(name) for name in file.keys()}
+                    return {name: torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype()), device="meta")
+                            for name, part in parts.items()}
+                return {name: file.get_tensor(name) for name in file.keys()}
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"                       # before torch 1.6: a bare pickle, no mmap
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except pickle.UnpicklingError:
+            if not is_zip:
+                raise
+            return load_tensors(path)
+    except pickle.UnpicklingError as error:     # torch's own text advises to load it unsafely
+        raise ValueError(_diagnosis(path) or f"{path} is no plain file of tensors: it is garbled, or would run code to "
+                         "load, which minidiff never does") from error
+    except Exception as error:      # each reader has its own exceptions, all mean: this is not a whole weight file
+        raise ValueError(_diagnosis(path) or f"{path} is garbled or truncated: {error}".splitlines()[0]) from error
+
+
 def load_strict(module: nn.Module, state: State, source: str | Path = "the weights") -> None:
     """Give `module` the tensors of `state`: every name and shape must agree and every number be finite.
 
-    Checks come first, so a bad file leaves the module as it was. Tensors are assigned, not copied: a module made on
-    the meta device costs no memory and no random numbers before this.
+    NOTE: more than CHECKED bytes are not looked at here: reading them now would take longer than all the rest. A run
+    looks for NaN after its first step: test_a_large_model_with_nan_is_named_after_the_first_step.
+
+    Checks come first, so a bad file leaves the module as it was. A 1×1 convolution and a linear layer hold the same
+    numbers, (out, in, 1, 1) and (out, in): either will do for the other. Tensors are assigned, not copied: a module
+    made on the meta device costs no memory and no random numbers before this.
 
     Args:
         module: the network, on any device, "meta" included.
@@ -119,6 +172,7 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
     2.0
     """
     own = module.state_dict()
+    state = {k: v.view(own[k].shape) if k in own and _pointwise(v, own[k]) else v for k, v in state.items()}
     shapes = {k: f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in own.keys() & state.keys()
               if state[k].shape != own[k].shape}
     problems = {"missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys(),
@@ -126,9 +180,18 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
     found = "; ".join(f"{what}: {_first_ten(names)}" for what, names in problems.items() if names)
     if found:
         raise ValueError(f"{source} does not fit {type(module).__name__}; {found}")
-    if broken := [k for k, v in state.items() if not _finite(v)]:
-        raise ValueError(f"{source} holds NaN or infinite numbers in {_first_ten(broken)}")
+    if sum(v.nbytes for v in state.values()) <= CHECKED and (broken := nonfinite(state)):
+        raise ValueError(f"{source} holds NaN or infinite numbers in {broken}")
     module.load_state_dict(state, assign=True)
+
+
+def nonfinite(state: State) -> str:
+    """The names of tensors that hold NaN or infinite numbers, the first ten, then a count; "" if there are none.
+
+    >>> nonfinite({"a": torch.zeros(2), "b": torch.tensor([float("nan")])})
+    'b'
+    """
+    return _first_ten([name for name, tensor in state.items() if not _finite(tensor)])
 
 
 def save_state(state: State, path: str | Path) -> None:
@@ -143,7 +206,7 @@ def save_state(state: State, path: str | Path) -> None:
     >>> load_state(Path(folder.name) / "new" / "a.safetensors")["a"].shape
     torch.Size([3, 2])
     """
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     plain, seen = {}, set()
     for name, tensor in state.items():
@@ -151,7 +214,7 @@ def save_state(state: State, path: str | Path) -> None:
         storage = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if storage in seen else tensor      # safetensors refuses shared storage
         seen.add(storage)
-    write_atomic(path, save(plain, metadata={"format": "pt"}))           # transformers insists on this entry
+    _replace(path, lambda file: save_file(plain, file.name, metadata={"format": "pt"}))  # transformers insists on it
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -162,11 +225,15 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     >>> (Path(folder.name) / "note.txt").read_text()
     'hello'
     """
+    _replace(path, lambda file: file.write(data.encode() if isinstance(data, str) else data))
+
+
+def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(data.encode() if isinstance(data, str) else data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         except BaseException:
@@ -177,40 +244,33 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     os.replace(file.name, path)
 
 
-def _read(path: Path) -> State:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
-        state = _unpickle(path)
-    except pickle.UnpicklingError as error:     # torch's own text advises to load it unsafely
-        raise ValueError(_diagnosis(path) or f"{path} is no plain file of tensors: it is garbled, or would run code to "
-                         "load, which minidiff never does") from error
-    except Exception as error:      # each reader has its own exceptions, all mean: this is not a whole weight file
-        raise ValueError(_diagnosis(path) or f"{path} is garbled or truncated: {error}".splitlines()[0]) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+def _read(path: Path, headers: bool = False) -> State:
+    content = read_object(path, headers)
+    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if isinstance(content, dict):
+        content = {k: v for k, v in content.items() if k not in TRAINER}
+        if foreign := [k for k, v in content.items() if isinstance(v, Stub)]:
+            raise ValueError(f"{path} is no plain file of tensors: {_first_ten(foreign)} would run code to load, which "
+                             "minidiff never does")
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} should hold a flat dictionary of tensors")
-    return state
+    return content
 
 
-def _unpickle(path: Path) -> State:
-    with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"                           # before torch 1.6: a bare pickle, no mmap
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-
-
-def _read_shards(index: Path) -> State:
+def _read_shards(index: Path, headers: bool) -> State:
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to files")
     if bad := sorted({name for name in where.values() if name in (".", "..") or set(name) & set("/\\:")}):
         raise ValueError(f"{index} points out of its folder: {_first_ten(bad)}")
-    shards = {name: _read(index.parent / name) for name in sorted(set(where.values()))}
+    shards = {name: _read(index.parent / name, headers) for name in sorted(set(where.values()))}
     return {key: shards[name][key] for key, name in where.items() if key in shards[name]}
+
+
+def _pointwise(a: Tensor, b: Tensor) -> bool:
+    """Whether one is a matrix and the other the same as a 1×1 convolution."""
+    return {a.ndim, b.ndim} == {2, 4} and a.shape[:2] == b.shape[:2] and a.numel() == b.numel()
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minidiff.io import rename
 from minidiff.io.weights import State
 from minidiff.nets.layers import Blank, Config, Net
 from minidiff.nets.towers import LEGACY, CLIPTextConfig, CLIPVisionConfig, TextTower, VisionTower, init
@@ -56,6 +57,7 @@ class CLIPText(Net):
     """
 
     Config = CLIPTextConfig
+    part = "text_encoder"
     stem = "model"
 
     def __init__(self, config: CLIPTextConfig):
@@ -92,7 +94,14 @@ class CLIPText(Net):
         return context, self.text_projection(tower.pool(tower.final_layer_norm(last), ids))
 
     def renamed(self, state: State) -> State:
-        """Accept files without the `text_model.` level (transformers ≥ 5.6) and with `position_ids` (older ones)."""
+        """Accept files without the `text_model.` level (transformers ≥ 5.6), with `position_ids` (older ones), and
+        OpenCLIP's, which have a projection and a scale that may not be used, in Stable Diffusion 2 one more layer too.
+        """
+        if "positional_embedding" in state:
+            more = (f"transformer.resblocks.{self.config.num_hidden_layers}.", "logit_scale", "attn_mask",
+                    *(() if self.config.with_projection else ("text_projection",)))
+            used = {k: v for k, v in state.items() if not k.startswith(more)}
+            return rename.to_ours(rename.openclip(self.state_dict()), used)
         outside = ("text_model.", "text_projection.")
         return {k if k.startswith(outside) else f"text_model.{k}": v for k, v in _without_position_ids(state).items()}
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minidiff.io import checkpoint
 from minidiff.io.weights import State, load_state, load_strict, read_json, save_state, write_atomic
 
 
@@ -70,11 +71,13 @@ class Config:
 class Net(nn.Module):
     """A network with a config, which can be read from a folder and written to one.
 
-    Class attributes of a subclass: `Config`, and `stem`, the weight file's name without its ending.
+    Class attributes of a subclass: `Config`; `stem`, the weight file's name without its ending; and `part`, what the
+    network is called in a whole model.
     """
 
     Config: ClassVar[type[Config]]
     stem: ClassVar[str] = "diffusion_pytorch_model"
+    part: ClassVar[str] = ""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -86,13 +89,15 @@ class Net(nn.Module):
         return cls(config)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, variant: str | None = None,
+    def from_pretrained(cls, source: str | Path, *, variant: str | None = None, config: str | Path | None = None,
                         device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Load a network from a folder with `config.json` and weights, strictly, ready for inference.
+        """Load a network, strictly, ready for inference.
 
         Args:
-            folder: in diffusers' (transformers') layout.
-            variant: tag of the weight file, such as "fp16".
+            source: a folder in diffusers' (transformers') layout, with `config.json` and weights; or a single file, of
+                this network alone or of a whole model, in CompVis' naming or in diffusers'.
+            variant: in a folder, the tag of the weight file, such as "fp16".
+            config: for a file, the family that its numbers cannot tell, or a folder, see `minidiff.io.checkpoint`.
             device: where to; None: CPU.
             dtype: of the parameters; None: float32, whatever the file has.
 
@@ -105,10 +110,20 @@ class Net(nn.Module):
         >>> VAE.from_pretrained(tmp.name).config.block_out_channels
         (8,)
         """
-        config = cls.Config.from_dict(read_json(Path(folder) / "config.json"))
+        if not (cls.part and Path(source).is_file()):
+            values = read_json(Path(source) / "config.json")
+            return cls.from_state(values, load_state(source, cls.stem, variant), source, device=device, dtype=dtype)
+        state = load_state(source)
+        values = checkpoint.values(cls.part, config, state, source)
+        return cls.from_state(values, checkpoint.part(state, cls.part)[0], source, device=device, dtype=dtype)
+
+    @classmethod
+    def from_state(cls, values: dict[str, Any], state: State, source: str | Path, *,
+                   device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Load a network from a parsed `config.json` and tensors by their names in a file, see `from_pretrained`."""
         with torch.device("meta"), Blank():
-            net = cls.build(config)
-        load_strict(net, net.renamed(load_state(folder, cls.stem, variant)), folder)
+            net = cls.build(cls.Config.from_dict(values))
+        load_strict(net, net.renamed(state), source)
         return net.to(device=device, dtype=dtype or torch.float32).eval()
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:

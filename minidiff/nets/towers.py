@@ -121,7 +121,9 @@ class TextTower(nn.Module):
 
     def pool(self, x: Tensor, ids: Tensor) -> Tensor:
         """The token (B, D) at the first end of text."""
-        at = ids.argmax(-1) if self.eos == 2 else (ids == self.eos).int().argmax(-1)
+        # 2 in old files means: the largest id, of those that are no words added later (textual inversion)
+        known = len(self.embeddings.token_embedding.weight)
+        at = ids.where(ids < known, 0).argmax(-1) if self.eos == 2 else (ids == self.eos).int().argmax(-1)
         return x[torch.arange(len(x), device=x.device), at]
 
 
@@ -141,15 +143,23 @@ class VisionTower(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """token_embedding[ids] + position_embedding[0 … N−1]."""
+    """token_embedding[ids] + position_embedding[0 … N−1]; ids beyond the vocabulary stand for the rows of `extra`.
+
+    `extra` (n, D) holds words that were added later (`minidiff.io.embeddings`); it is not among the saved weights.
+    """
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.register_buffer("extra", None, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[:ids.shape[1]]
+        size = len(self.token_embedding.weight)
+        tokens = self.token_embedding(ids.clamp(max=size - 1))
+        if self.extra is not None:
+            tokens = torch.where((ids >= size)[..., None], self.extra[(ids - size).clamp(min=0)], tokens)
+        return tokens + self.position_embedding.weight[:ids.shape[1]]
 
 
 class PatchEmbeddings(nn.Module):

@@ -1,11 +1,13 @@
 """The variational autoencoder of latent diffusion (Rombach et al., 2112.10752 §3.1), diffusers' AutoencoderKL."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from minidiff.io import rename
 from minidiff.io.weights import State
 from minidiff.nets.attention import MapAttention
 from minidiff.nets.layers import Config, Downsample, Net, ResBlock, Upsample, silu
@@ -68,6 +70,7 @@ class VAE(Net):
     """
 
     Config = VAEConfig
+    part = "vae"
 
     def __init__(self, config: VAEConfig):
         super().__init__(config)
@@ -90,36 +93,94 @@ class VAE(Net):
         mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
-    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+    def encode(self, image: Tensor, noise: Tensor | None = None, tile: int | None = None) -> Tensor:
         """The scaled latent of a picture: the posterior's mean, or with unit noise a sample.
 
         Args:
             image: (B, 3, H, W) in [−1, 1], H and W divisible by f.
             noise: None, or N(0, I) of the latent's shape.
+            tile: side in pixels of the tiles in which larger pictures are read, see `decode`.
         """
-        z, logvar = self.moments(image)
+        both = tiled(lambda part: torch.cat(self.moments(part), 1), image, self._checked(tile),
+                     1 / self.factor)
+        z, logvar = both.chunk(2, dim=1)
         if noise is not None:
             z = z + torch.exp(0.5 * logvar) * noise
         return self.config.scaling_factor * z
 
-    def decode(self, z: Tensor) -> Tensor:
-        """The picture (B, 3, H, W) of a scaled latent, about [−1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(z / self.config.scaling_factor))
+    def decode(self, z: Tensor, tile: int | None = None) -> Tensor:
+        """The picture (B, 3, H, W) of a scaled latent, about [−1, 1], not clamped.
+
+        Args:
+            tile: side in pixels, a multiple of 4·f. Larger pictures are made of tiles that overlap by a quarter:
+                memory as for one tile. As norms and attention then see only a tile, colours differ a little: with
+                mini-sd's VAE, at half the side, by less than 0.07 on average (tests/test_vae.py).
+
+        Raises:
+            ValueError: the tile is no multiple of 4·f.
+        """
+        def whole(part: Tensor) -> Tensor:
+            return self.decoder(self.post_quant_conv(part / self.config.scaling_factor))
+
+        return tiled(whole, z, self._checked(tile) and tile // self.factor, self.factor)
+
+    def _checked(self, tile: int | None) -> int | None:
+        if tile is not None and (tile < 1 or tile % (4 * self.factor)):
+            raise ValueError(f"tile is {tile}; it must be a positive multiple of {4 * self.factor}")
+        return tile
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
         """Round trip of a picture: `decode(encode(image, noise))`."""
         return self.decode(self.encode(image, noise))
 
     def renamed(self, state: State) -> State:
-        """Old names of the two attentions, in all published SD 1 and SD 2 folders; old 1×1 convolutions too."""
+        """Old names of the two attentions, in all published SD 1 and SD 2 folders; CompVis' names, of single files."""
+        if any(key.startswith("encoder.down.") for key in state):
+            plain = {k: v for k, v in state.items() if not k.startswith(("loss.", "model_ema."))}  # of its training
+            return rename.to_ours(rename.vae(self.state_dict()), plain)
         names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
         new = {}
         for key, value in state.items():
             head, layer, end = (["", ""] + key.rsplit(".", 2))[-3:]
             if head.endswith("attentions.0") and layer in names:
-                key, value = f"{head}.{names[layer]}.{end}", value.flatten(1) if value.ndim == 4 else value
+                key = f"{head}.{names[layer]}.{end}"
             new[key] = value
         return new
+
+
+def tiled(net: Callable[[Tensor], Tensor], x: Tensor, tile: int | None, factor: float) -> Tensor:
+    """net(x), made of the results for square tiles that overlap by a quarter, blended linearly where they do.
+
+    Args:
+        net: a map (B, C, H, W) to one `factor` times as large. tile: side, in x, divisible by 4; None: x in one piece.
+
+    Matches: diffusers' tiled_decode and tiled_encode, tests/parity/test_vae.py.
+
+    >>> x = torch.rand(1, 1, 20, 8)
+    >>> torch.allclose(tiled(lambda part: 2 * part, x, 8, 1), 2 * x)
+    True
+    """
+    if not tile or max(x.shape[-2:]) <= tile:
+        return net(x)
+    step, overlap = 3 * tile // 4, int(tile * factor) // 4
+    rows = [[net(x[..., i:i + tile, j:j + tile]) for j in range(0, x.shape[-1], step)]
+            for i in range(0, x.shape[-2], step)]
+    for i, row in enumerate(rows):
+        for j, part in enumerate(row):
+            if i:
+                _blend(rows[i - 1][j], part, overlap, -2)
+            if j:
+                _blend(row[j - 1], part, overlap, -1)
+    keep = 3 * overlap
+    return torch.cat([torch.cat([part[..., :keep, :keep] for part in row], -1) for row in rows], -2)
+
+
+def _blend(before: Tensor, part: Tensor, overlap: int, axis: int) -> None:
+    """Fade the end of `before` into the beginning of `part`, in place."""
+    n = min(overlap, before.shape[axis], part.shape[axis])
+    ramp = torch.arange(n, device=part.device, dtype=part.dtype).view(-1, *[1] * (-axis - 1)) / n
+    old = before.narrow(axis, before.shape[axis] - n, n)
+    part.narrow(axis, 0, n).mul_(ramp).add_(old * (1 - ramp))
 
 
 class Mid(nn.Module):

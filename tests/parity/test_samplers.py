@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from minidiff import grid, samplers
-from minidiff.prediction import denoiser
+from minidiff.prediction import denoiser, target
 from minidiff.schedule import SD, Discrete
+from tests.exact import TWO
 
 BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 KINDS = {"eps": "epsilon", "v": "v_prediction"}
@@ -36,12 +37,19 @@ CASES = [
     ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     ("DPMSolverMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
     ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"}),
+    ("UniPCMultistepScheduler", {}),
+    ("UniPCMultistepScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("UniPCMultistepScheduler", {"timestep_spacing": "trailing"}),
+    ("UniPCMultistepScheduler", {"use_karras_sigmas": True, "solver_type": "midpoint"}),
+    ("UniPCMultistepScheduler", {"lower_order_final": False, "final_sigmas_type": "sigma_min"}),
 ]
+PNDM = {"skip_prk_steps": True, "steps_offset": 1}
 # what checkpoints' configs say that not every class understands
 OPTIONS = [
     {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False, "skip_prk_steps": True},
     {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min"},
     {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min", "interpolation_type": "linear"},
+    {"original_inference_steps": 40, "timestep_scaling": 5.0, "skip_prk_steps": True, "solver_type": "heun"},
     {"use_lu_lambdas": False, "sigma_min": None, "set_alpha_to_one": True, "timestep_spacing": "linspace"},
 ]
 
@@ -57,7 +65,8 @@ def theirs(name, config, n, eta=0.0, seed=1):
     scheduler = getattr(diffusers, name).from_config({**BASE, **config})
     scheduler.set_timesteps(n)
     x, xs = Z * scheduler.init_noise_sigma, []
-    options = {"generator": torch.Generator().manual_seed(seed)} if "DDPM" in name or "Ancestral" in name else {}
+    drawing = name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler")
+    options = {"generator": torch.Generator().manual_seed(seed)} if drawing else {}
     options |= {"eta": eta, "generator": torch.Generator().manual_seed(seed)} if eta else {}
     for t in scheduler.timesteps:
         out = net(scheduler.scale_model_input(x, t), t)
@@ -72,7 +81,7 @@ def ours(name, config, n, kind, seed=1, **options):
     sampler, found = samplers.from_config(config)
     levels = grid.from_diffusers(config, n, schedule)
     generator = torch.Generator().manual_seed(seed)
-    if sampler in (samplers.ddpm, samplers.euler_ancestral) or options:
+    if sampler in (samplers.ddpm, samplers.euler_ancestral, samplers.lcm) or options:
         options["noise"] = lambda like: torch.randn(like.shape, generator=generator)
     steps = sampler(denoiser(net, kind), levels.start(Z), levels, **found, **options)
     return [step.x for step in steps][1:]
@@ -96,9 +105,10 @@ def test_sampler_equals_diffusers(name, config, kind, n):
 
 
 def visited(scheduler, n):
-    """diffusers' times and, where it has them, noise-to-signal ratios; Heun lists all but the first twice."""
+    """diffusers' times and, where it has them, noise-to-signal ratios; Heun lists all but one, PNDM one twice."""
     scheduler.set_timesteps(n)
-    every = slice(1, None, 2) if "Heun" in type(scheduler).__name__ else slice(1, None)
+    twice = {"HeunDiscreteScheduler": slice(1, None, 2), "PNDMScheduler": slice(2, None)}
+    every = twice.get(type(scheduler).__name__, slice(1, None))
     return [[*row[:1].tolist(), *row[every].tolist()]
             for row in (scheduler.timesteps, getattr(scheduler, "sigmas", None)) if row is not None]
 
@@ -106,8 +116,9 @@ def visited(scheduler, n):
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("name", grid.CLASSES)
 def test_a_class_on_anothers_config_takes_only_the_options_it_knows(name, options):
+    options = {**options, "skip_prk_steps": True}
     reference = visited(getattr(diffusers, name).from_config({**BASE, **options}), 20)
-    if name == "DDIMScheduler":  # keeps alpha_bar
+    if name in ("DDIMScheduler", "PNDMScheduler", "LCMScheduler"):  # they keep alpha_bar
         reference = reference[:1]
     levels = grid.from_diffusers({**BASE, **options, "_class_name": name}, 20, SD)
     mine = [[level.t for level in levels[:-1]], [level.sigma / level.alpha for level in levels]]
@@ -143,6 +154,59 @@ def test_zero_terminal_snr_with_v_equals_diffusers(name):
     config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction",
               "clip_sample": False}
     assert_same(ours(name, config, 20, "v")[-1], theirs(name, config, 20)[-1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 10, 20, 50])
+@pytest.mark.parametrize("more", [{}, {"set_alpha_to_one": True}, {"timestep_spacing": "leading", "steps_offset": 0}])
+def test_plms_equals_diffusers(n, more):
+    config = {**PNDM, **more}
+    mine, reference = ours("PNDMScheduler", config, n, "eps"), theirs("PNDMScheduler", config, n)
+    assert_same(mine[-1], reference[-1])
+    assert len(reference) == n + (n > 1)  # the second entry stands twice
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 50])
+@pytest.mark.parametrize("more", [{}, {"set_alpha_to_one": False, "steps_offset": 1, "timestep_scaling": 3.0},
+                                  {"original_inference_steps": 100, "prediction_type": "v_prediction"}])
+def test_lcm_equals_diffusers(n, more):
+    kind = "v" if "prediction_type" in more else "eps"
+    mine = ours("LCMScheduler", more, n, kind)
+    reference = theirs("LCMScheduler", more, n)
+    for x, y in zip(mine, reference, strict=True):
+        assert_same(x, y)
+
+
+def test_lcm_times_and_defaults_equal_diffusers():
+    scheduler = diffusers.LCMScheduler()
+    schedule = Discrete.from_config({"_class_name": "LCMScheduler"})
+    torch.testing.assert_close(schedule.alpha_bar, scheduler.alphas_cumprod)
+    for n in range(1, 51):
+        levels = grid.from_diffusers({"_class_name": "LCMScheduler"}, n, schedule)
+        assert [level.t for level in levels[:-1]] == visited(scheduler, n)[0]
+    with pytest.raises(ValueError, match="distilled for 50 steps allows 1 to 50"):
+        grid.preset("lcm", 51)
+
+
+def test_consistency_equals_diffusers():
+    scheduler = diffusers.CMStochasticIterativeScheduler(clip_denoised=False)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(1)
+    sigmas = [u.item() for u in scheduler.sigmas]
+    x = Z * sigmas[0]
+    for t in scheduler.timesteps:
+        x = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x, generator=generator).prev_sample
+
+    def denoise(x, level):
+        t = scheduler.sigma_to_t(level.sigma)
+        skip, out = scheduler.get_scalings_for_boundary_condition(level.sigma)
+        return skip * x + out * net(x / (level.sigma**2 + 0.25) ** 0.5, t), None
+
+    # the reference's list ends at sigma = 0, for which it takes sigma_min
+    levels = grid.Grid([grid.Level(0.0, 1.0, max(u, scheduler.config.sigma_min)) for u in sigmas])
+    noise = torch.Generator().manual_seed(1)
+    *_, last = samplers.consistency(denoise, Z * sigmas[0], levels,
+                                    noise=lambda like: torch.randn(like.shape, generator=noise))
+    assert_same(last.x, x, 1e-4)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
@@ -216,6 +280,38 @@ def test_a_slice_starts_lms_with_one_derivative():
     t = scheduler.timesteps[8]
     wrong = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x).prev_sample
     assert (wrong - states[1]).abs().max() > 1e-2 * states[1].abs().max()
+
+
+def plms_errors(n, begin, kind):
+    """How far PLMS, ours and diffusers', ends from the exact solution for a mixture, from entry `begin` of n steps."""
+    config = {**BASE, **PNDM, "prediction_type": KINDS[kind], "_class_name": "PNDMScheduler"}
+    levels = grid.from_diffusers(config, n, SD)[begin:]
+
+    def exact(x, t):
+        level = grid.Level(float(t), *SD(float(t)))
+        return target(kind, *TWO.denoise(x, level), level.alpha, level.sigma)
+
+    start = torch.linspace(-1.5, 1.5, 8, dtype=torch.float64)
+    *_, last = samplers.plms(denoiser(exact, kind), start, levels)
+    scheduler = diffusers.PNDMScheduler.from_config(config)
+    scheduler.set_timesteps(n)
+    x = start
+    for t in scheduler.timesteps[begin + (begin > 0):]:
+        x = scheduler.step(exact(x, t), t, x).prev_sample
+    truth = TWO.transport(start, levels[0], levels[-1])
+    return (last.x - truth).abs().max(), (x - truth).abs().max()
+
+
+def test_a_slice_starts_plms_with_two_calls():
+    """diffusers cuts the entry that stands twice off its list for img2img, and takes the rest for what it is not."""
+    mine, theirs = plms_errors(80, 30, "eps")
+    assert mine < 0.1 * theirs
+
+
+def test_plms_averages_eps_whatever_the_kind():
+    """diffusers averages raw v of different levels before it makes eps of them: an error of order 1 in the step."""
+    (mine, theirs), (mine_half, theirs_half) = plms_errors(40, 0, "v"), plms_errors(80, 0, "v")
+    assert mine < 0.2 * theirs and mine_half < 0.2 * mine and 0.4 * theirs < theirs_half < 0.6 * theirs
 
 
 @pytest.mark.parametrize("name", ["LMSDiscreteScheduler", "HeunDiscreteScheduler"])

@@ -72,3 +72,19 @@ def test_old_attention_names_and_old_convolutions_load(case, tmp_path):
     again = VAE.from_pretrained(tmp_path)
     for key, value in net.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("sides", [(40, 56), (16, 88), (32, 32)])
+def test_tiles_are_diffusers_tiles(case, sides):
+    reference, net = case
+    f, tile = net.factor, 8 * net.factor
+    reference.enable_tiling()
+    reference.tile_sample_min_size, reference.tile_latent_min_size = tile, 8
+    with torch.inference_mode():
+        image = torch.randn(2, 3, *(side // f * f for side in sides))
+        mean = net.encode(image, tile=tile)
+        posterior = reference.encode(image).latent_dist
+        torch.testing.assert_close(mean, net.config.scaling_factor * posterior.mode(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(net.decode(mean, tile=tile), reference.decode(posterior.mode()).sample,
+                                   atol=1e-5, rtol=1e-5)
+        assert (net.decode(mean, tile=tile) - net.decode(mean)).abs().max() > 1e-3 or max(sides) <= tile

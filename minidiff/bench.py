@@ -1,0 +1,190 @@
+"""How fast a model runs here: against what the machine can do, and against diffusers where that is installed."""
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minidiff.io.checkpoint import FAMILIES
+from minidiff.nets.layers import sinusoid
+from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.pipeline import StableDiffusion, default_device
+
+PROMPT = "a large red house on the left, snow, night, stars"
+
+
+def bench(model: str | Path = "mini-sd", *, batch: int = 1, size: int | None = None, steps: int = 25,
+          device: str | None = None, dtype: str = "float32", compile: bool = False, pairs: int = 5) -> dict:
+    """Measure a guided step of the U-Net and a whole picture.
+
+    Args:
+        model: anything `StableDiffusion.from_pretrained` takes, or a family with random weights: sd1, sd2, sdxl, …
+        batch: pictures at once; a guided step runs the U-Net on twice as many rows.
+        size: side of the pictures in pixels; None: the model's own. steps: of the whole picture.
+        dtype: float32, float16 or bfloat16. compile: measure after torch.compile; also of diffusers.
+        pairs: how often each side is timed, alternating; medians are returned.
+
+    Returns:
+        `device`, `dtype`, `batch`, `size`, `step_seconds`, `steps_per_second`, `tflops` (of a step),
+        `matmul_tflops` (what the machine reaches on square matrices), `share` (the one over the other),
+        `compile_seconds` (None without), `picture_seconds` (None for random weights), `peak_bytes` of the device (None
+        on CPUs), and, where diffusers is installed, `diffusers_step_seconds` and `ratio` (ours over theirs, and range).
+
+    Raises:
+        ValueError: an unknown dtype, or numbers below 1.
+
+    >>> result = bench("mini-sd", steps=1, pairs=1)
+    >>> result["steps_per_second"] > 0, result["share"] > 0
+    (True, True)
+    """
+    if dtype not in ("float32", "float16", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}; it should be float32, float16 or bfloat16")
+    if min(batch, steps, pairs) < 1:
+        raise ValueError("batch, steps and pairs are at least 1")
+    device, kind = device or default_device(), getattr(torch, dtype)
+    random = str(model) in FAMILIES
+    if random:
+        pipe, unet, factor = None, _random(str(model), device, kind), 8
+    else:
+        pipe = StableDiffusion.from_pretrained(model, device=device, dtype=kind)
+        unet, factor = pipe.unet, pipe.vae.factor
+    size = size or unet.config.sample_size * factor
+    inputs = _inputs(unet.config, 2 * batch, size // factor, device, kind)
+    theirs = _diffusers(unet) if importlib.util.find_spec("diffusers") else None
+    if str(device).startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    seconds = None
+    with torch.inference_mode():
+        flops = _flops(unet.config, 2 * batch, size // factor)
+        sides = [lambda: unet(*inputs[:3], vec=inputs[3])]
+        if theirs is not None:
+            torch.testing.assert_close(sides[0](), theirs(*inputs), rtol=0.05, atol=0.05)
+            sides.append(lambda: theirs(*inputs))
+        if compile:
+            unet.compile()
+            began = time.perf_counter()
+            sides[0]()
+            synchronize(device)
+            seconds = time.perf_counter() - began
+            if theirs is not None:
+                theirs.net.compile()
+        times = alternate(sides, pairs, device)
+        rate = flops / statistics.median(times[0]) / 1e12
+        matmul = _matmul(device, kind)
+    result = {"model": str(model), "device": _name(device), "dtype": dtype, "batch": batch, "size": size,
+              "step_seconds": statistics.median(times[0]), "steps_per_second": 1 / statistics.median(times[0]),
+              "tflops": rate, "matmul_tflops": matmul, "share": rate / matmul, "compile_seconds": seconds,
+              "picture_seconds": None, "peak_bytes": None}
+    if pipe is not None:
+        draw = [lambda: pipe(PROMPT, steps=steps, num_images=batch, height=size, width=size, output="tensor")]
+        result["picture_seconds"] = alternate(draw, 1, device)[0][0] / batch
+    if str(device).startswith("cuda"):
+        result["peak_bytes"] = torch.cuda.max_memory_allocated()
+    if theirs is not None:
+        ratios = [a / b for a, b in zip(*times)]
+        result |= {"diffusers_step_seconds": statistics.median(times[1]),
+                   "ratio": [statistics.median(ratios), min(ratios), max(ratios)]}
+    return result
+
+
+def alternate(sides: list[Callable], pairs: int, device: str) -> list[list[float]]:
+    """Seconds per call of each function: `pairs` rounds after one to warm up, the side that goes first alternating.
+
+    >>> [len(times) for times in alternate([lambda: None, lambda: None], 3, "cpu")]
+    [3, 3]
+    """
+    for side in sides:
+        side()
+    times: list[list[float]] = [[] for _ in sides]
+    for i in range(pairs):
+        for j in range(len(sides)) if i % 2 == 0 else reversed(range(len(sides))):
+            synchronize(device)
+            began = time.perf_counter()
+            sides[j]()
+            synchronize(device)
+            times[j].append(time.perf_counter() - began)
+    return times
+
+
+def synchronize(device: str) -> None:
+    """Wait until a GPU has done what it was told."""
+    if str(device).startswith("cuda"):
+        torch.cuda.synchronize()
+    elif str(device).startswith("mps"):
+        torch.mps.synchronize()
+
+
+class _Theirs(nn.Module):
+    """diffusers' U-Net with the weights of ours, called alike."""
+
+    def __init__(self, net: nn.Module, pooled: int):
+        super().__init__()
+        self.net, self.pooled = net, pooled
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, vec: Tensor | None) -> Tensor:
+        added = None
+        if vec is not None:  # ours takes pooled prompt and sizes as one vector, theirs takes them apart
+            added = {"text_embeds": vec[:, :self.pooled], "time_ids": torch.zeros(len(x), 6, device=x.device)}
+        return self.net(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
+
+
+def _diffusers(unet: UNet) -> _Theirs:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        net = UNet2DConditionModel.from_config(unet.config.to_dict())
+    net.load_state_dict(unet.state_dict(), assign=True)
+    return _Theirs(net.eval(), _pooled(unet.config))
+
+
+def _random(family: str, device: str, dtype: torch.dtype) -> UNet:
+    config = UNetConfig.from_dict(FAMILIES[family]["unet"])
+    with torch.device(device):
+        return UNet(config).to(dtype).eval().requires_grad_(False)
+
+
+def _inputs(config: UNetConfig, rows: int, side: int, device: str, dtype: torch.dtype) -> tuple:
+    """x, t, context, vec of a U-Net call."""
+    g = torch.Generator().manual_seed(0)
+    parts = [torch.randn(rows, config.in_channels, side, side, generator=g), torch.full((rows,), 500.0),
+             torch.randn(rows, 77, config.cross_attention_dim, generator=g)]
+    vec = None
+    if config.addition_embed_type:  # the pooled prompt and the waves of six sizes; those of 0: cosines 1, sines 0
+        waves = sinusoid(torch.zeros(6 * rows), config.addition_time_embed_dim).view(rows, -1)
+        vec = torch.cat([torch.randn(rows, _pooled(config), generator=g), waves], 1).to(device, dtype)
+    x, t, context = parts
+    return x.to(device, dtype), t.to(device), context.to(device, dtype), vec
+
+
+def _pooled(config: UNetConfig) -> int:
+    """Width of the pooled prompt in SDXL's vec; 0 for other models."""
+    return (config.projection_class_embeddings_input_dim or 0) - 6 * (config.addition_time_embed_dim or 0)
+
+
+def _flops(config: UNetConfig, rows: int, side: int) -> int:
+    """Floating-point operations of a U-Net call, counted on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        net = UNet(config)
+    x, t, context, vec = _inputs(config, rows, side, "meta", torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        net(x, t, context, vec=vec)
+    return counter.get_total_flops()
+
+
+def _matmul(device: str, dtype: torch.dtype) -> float:
+    """TFLOP/s of square matrices, the best of five."""
+    n = 8192 if str(device).startswith("cuda") else 1024
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    return 2 * n**3 / min(alternate([lambda: a @ b], 5, device)[0]) / 1e12
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name() if str(device).startswith("cuda") else \
+        f"{device}, {torch.get_num_threads()} threads"

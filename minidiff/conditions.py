@@ -1,0 +1,165 @@
+"""What a run of Stable Diffusion starts from: settings, prompts and pictures, checked, as one row per picture drawn."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minidiff import grid, samplers
+from minidiff.nets.unet import UNetConfig, micro_conditioning
+from minidiff.nets.vae import VAE
+from minidiff.schedule import Discrete
+from minidiff.settings import Settings
+from minidiff.text import Text, lost_words
+
+Pair = tuple[Tensor, Tensor | None]  # context (P,N,D) and vec (P,V) of P prompts, as `Text` gives them
+CLASSES = {name: theirs for theirs, name in samplers.NAMES.items()}  # sampler -> diffusers' class
+
+
+def plan(config: dict[str, Any], schedule: Discrete, s: Settings) -> tuple[Callable, grid.Grid, dict, float | None]:
+    """Sampler, grid (cut to `strength`), the sampler's options, and where x0 is clipped, if at all.
+
+    Args:
+        config: the model's `scheduler_config.json`. schedule: its noise levels.
+
+    Raises:
+        ValueError: an unknown or unsupported sampler, or settings that do not fit it.
+
+    >>> plan(grid.SD_CONFIG, grid.SD, Settings(sampler="euler", steps=4))[1].n
+    4
+    """
+    clipped = None
+    if isinstance(s.sampler, tuple):
+        sampler, levels = s.sampler
+        options = {}
+    else:
+        if s.sampler is not None:
+            if s.sampler not in CLASSES:
+                raise ValueError(f"unknown sampler {s.sampler!r}; there are {', '.join(CLASSES)}")
+            # plms is PNDM without the Runge-Kutta steps, which are off in Stable Diffusion's configs
+            config = {"skip_prk_steps": True, **config, "_class_name": CLASSES[s.sampler]}
+        sampler, options = samplers.from_config(config)
+        levels = grid.from_diffusers(config, s.steps, schedule)
+        clipped = samplers.clip_range(config)
+    if s.eta is not None:
+        if sampler is not samplers.ddim:
+            raise ValueError(f"eta belongs to ddim; the sampler is {getattr(sampler, '__name__', sampler)}")
+        options = {**options, "eta": s.eta}
+    if s.image is not None:
+        n = len(levels) - 1
+        taken = int(n * s.taken)
+        if taken < 1:
+            raise ValueError(f"strength {s.taken} of {n} steps leaves no step; take more of either")
+        levels = levels[n - taken:]
+    return sampler, levels, dict(options), clipped
+
+
+def encode(text: Text, prompt: str | list[str] | None, s: Settings, *, guided: bool,
+           zeros: bool) -> tuple[Pair, Pair | None]:
+    """(context, vec) of each prompt and, if guided, of what stands against it.
+
+    Args:
+        zeros: whether no negative prompt means zeros (SDXL); else it means "".
+
+    Raises:
+        ValueError: no prompt, or one of another form or number than the others.
+    """
+    if (prompt is None) == (s.prompt_embeds is None):
+        raise ValueError("give either a prompt or prompt_embeds")
+    if s.prompt_2 is not None and (prompt is None or len(text.encoders) < 2):
+        raise ValueError("prompt_2 is the second of two text encoders' (SDXL), beside a prompt")
+    prompts, second, negative = (_texts(p) for p in (prompt, s.prompt_2, s.negative_prompt or ""))
+    if second and len(second) != len(prompts):
+        raise ValueError(f"there are {len(prompts)} prompts, but {len(second)} in prompt_2")
+    zeros = zeros and s.negative_prompt is None
+    said = [*prompts, *second, *(negative if guided and not zeros else [])]
+    chunks = max(map(text.chunks, said), default=1) if s.long else 1
+    given = s.prompt_embeds or _encode(text, prompts, second or prompts, s.clip_skip, chunks)
+    if not guided:
+        return given, None
+    if s.negative_prompt_embeds is not None:
+        other = s.negative_prompt_embeds
+    elif zeros:
+        other = tuple(part if part is None else torch.zeros_like(part) for part in given)
+    else:
+        other = _encode(text, negative, negative, 0, chunks)
+    if len(other[0]) not in (1, len(given[0])):
+        raise ValueError(f"there are {len(given[0])} prompts, but {len(other[0])} negative prompts")
+    if given[0].ndim == other[0].ndim == 3 and given[0].shape[1] != other[0].shape[1]:
+        raise ValueError(f"prompt_embeds have {given[0].shape[1]} tokens, negative_prompt_embeds {other[0].shape[1]}; "
+                         "they need as many")
+    return given, tuple(part if part is None else part.expand(len(given[0]), *part.shape[1:]) for part in other)
+
+
+def rows(pair: Pair, config: UNetConfig, s: Settings, sides: tuple[int, int]) -> dict[str, Tensor]:
+    """What the U-Net is told, a row for each picture: `context` and, where it has a place for them, `vec` and `w`.
+
+    Raises:
+        ValueError: embeddings that do not fit the U-Net.
+    """
+    context, vec = pair
+    width = config.cross_attention_dim
+    if context.ndim != 3 or context.shape[2] != width:
+        raise ValueError(f"prompt_embeds are {tuple(context.shape)}; they should be (prompts, tokens, {width})")
+    parts = {"context": context}
+    if config.addition_embed_type:
+        sizes = torch.tensor([[*(s.original_size or sides), *s.crops_coords_top_left, *(s.target_size or sides)]])
+        pooled = config.projection_class_embeddings_input_dim - sizes.shape[1] * config.addition_time_embed_dim
+        if vec is None or vec.shape != (len(context), pooled):
+            found = vec if vec is None else tuple(vec.shape)
+            raise ValueError(f"prompt_embeds are pairs (context, vec); vec is {found}, not ({len(context)}, {pooled})")
+        sizes = sizes.to(vec.device).expand(len(vec), -1)
+        parts["vec"] = micro_conditioning(vec, sizes, config.addition_time_embed_dim)
+    if config.time_cond_proj_dim:
+        parts["w"] = torch.full((len(context),), s.guidance_scale - 1, device=context.device)
+    return {name: part.repeat_interleave(s.num_images, 0) for name, part in parts.items()}
+
+
+def posterior(vae: VAE, image: Tensor, generators: list[torch.Generator], tile: int | None = None) -> Tensor:
+    """Samples (B,C,h,w) float32 of the scaled latents of P pictures, one for each of the B generators, P dividing B.
+
+    NOTE: image p belongs to prompt p; diffusers deals images out in turn: test_images_follow_their_prompts.
+    """
+    shape = (len(generators), vae.config.latent_channels, *(side // vae.factor for side in image.shape[-2:]))
+    noise, weight = draw(generators, shape), next(vae.parameters())
+    parts = zip(image.split(1), noise.chunk(len(image)))
+    return torch.cat([vae.encode(part.to(weight), z.to(weight), tile=tile).float() for part, z in parts])
+
+
+def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """Unit noise (B,…) float32 on the CPU, row i from generator i: it does not depend on the batch or the device.
+
+    >>> draw([torch.Generator().manual_seed(0)], (1, 2))
+    tensor([[ 1.5410, -0.2934]])
+    """
+    return torch.cat([torch.randn(1, *shape[1:], generator=generator) for generator in generators])
+
+
+def paste(steps: Iterator[samplers.Step], last: grid.Level, known: Tensor, mask: Tensor) -> Iterator[samplers.Step]:
+    """A sampler's steps, the final state being `known` where mask is 0."""
+    for step in steps:
+        yield step._replace(x=torch.where(mask > 0, step.x, known)) if step.level is last else step
+
+
+def _texts(prompts: str | list[str] | None) -> list[str]:
+    prompts = [prompts] if isinstance(prompts, str) else [] if prompts is None else prompts
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"a prompt is a text or a list of at least one text, not {prompts!r}")
+    return list(prompts)
+
+
+def _encode(text: Text, prompts: list[str], second: list[str], clip_skip: int, chunks: int) -> Pair:
+    """Each different pair of texts once."""
+    if not prompts:
+        raise ValueError("a prompt is a text or a list of at least one text, not []")
+    pairs = list(zip(prompts, second))
+    different = list(dict.fromkeys(pairs))
+    for words in dict.fromkeys(word for pair in different for word in pair):
+        if chunks == 1 and (lost := lost_words(text.tokenizers[0], words)):
+            warnings.warn(f"the prompt is longer than 77 tokens; left out: {lost}", stacklevel=2)
+    context, vec = text([a for a, _ in different], clip_skip, prompts_2=[b for _, b in different], chunks=chunks)
+    at = [different.index(pair) for pair in pairs]
+    return context[at], None if vec is None else vec[at]

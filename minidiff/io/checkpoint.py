@@ -1,0 +1,189 @@
+"""Single files: which family of Stable Diffusion one is, the configs that it does not carry, and its parts."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minidiff.io.weights import State, read_json
+
+PARTS = {  # what the names of a network's weights begin with
+    "unet": ("model.diffusion_model.",), "vae": ("first_stage_model.", "vae."), "controlnet": ("control_model.",),
+    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.",
+                     "conditioner.embedders.0.transformer."),
+    "text_encoder_2": ("conditioner.embedders.1.model.",)}
+EMA = "model_ema.diffusion_model"  # then the U-Net's names without dots
+
+_BETAS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
+          "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+_PNDM = {"_class_name": "PNDMScheduler", **_BETAS, "skip_prk_steps": True, "prediction_type": "epsilon"}
+_VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512}
+_CLIP = {"eos_token_id": 2, "architectures": ["CLIPTextModel"], "hidden_size": 768, "intermediate_size": 3072,
+         "num_attention_heads": 12, "num_hidden_layers": 12, "projection_dim": 768}
+_UNET = {"sample_size": 64, "cross_attention_dim": 768}
+_UNET_2 = {"sample_size": 64, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20),
+           "use_linear_projection": True}
+_SD_2 = {"unet": _UNET_2, "vae": _VAE, "scheduler": _PNDM,
+         "text_encoder": {**_CLIP, "hidden_act": "gelu", "hidden_size": 1024, "intermediate_size": 4096,
+                          "num_attention_heads": 16, "num_hidden_layers": 23, "projection_dim": 512}}
+# the published configs, as far as they are not the classes' defaults
+FAMILIES: dict[str, dict[str, dict]] = {
+    "sd1": {"unet": _UNET, "vae": _VAE, "text_encoder": _CLIP, "scheduler": _PNDM},
+    "sd2-base": _SD_2,
+    "sd2": {**_SD_2, "unet": {**_UNET_2, "sample_size": 96},
+            "scheduler": {"_class_name": "DDIMScheduler", **_BETAS, "prediction_type": "v_prediction"}},
+    "sdxl": {
+        "unet": {"sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+                 "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+                 "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+                 "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10),
+                 "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+                 "projection_class_embeddings_input_dim": 2816},
+        "vae": {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025},
+        "text_encoder": _CLIP,
+        "text_encoder_2": {**_CLIP, "architectures": ["CLIPTextModelWithProjection"], "hidden_act": "gelu",
+                           "hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20,
+                           "num_hidden_layers": 32, "projection_dim": 1280},
+        "scheduler": {"_class_name": "EulerDiscreteScheduler", **_BETAS, "prediction_type": "epsilon"}}}
+TITLES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
+WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of the U-Net's context
+FOREIGN = {  # a name that only the files of this kind have: what they are
+    "edm_mean": "model of Playground 2.5", "edm_vpred.sigma_max": "model of CosXL",
+    "difference": "difference of ControlNets",
+    "conditioner.embedders.0.model.ln_final.weight": "refiner of Stable Diffusion XL",
+    "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "model of Stable Diffusion 3",
+    "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "model of FLUX",
+    "double_blocks.0.img_attn.qkv.weight": "model of FLUX"}
+KINDS = {"checkpoint": "whole model", "lora": "LoRA", "controlnet": "ControlNet", "unet": "U-Net", "vae": "VAE",
+         "text_encoder": "text encoder", "embedding": "textual inversion", "unknown": "file of an unknown kind"}
+
+
+def kind(state: State) -> str:
+    """What a file's names say that it is.
+
+    Returns:
+        A key of KINDS, or one of FOREIGN's values.
+
+    >>> import torch
+    >>> kind({"lora_unet_conv_in.alpha": torch.ones(())})
+    'lora'
+    """
+    def has(*names: str) -> bool:
+        return any(key.startswith(names) for key in state)
+
+    if foreign := next((title for name, title in FOREIGN.items() if name in state), None):
+        return foreign
+    if has(*PARTS["unet"]):
+        return "checkpoint"
+    if any("lora" in key or ".hada_" in key or ".lokr_" in key for key in state):
+        return "lora"
+    if has(*PARTS["controlnet"], "zero_convs.", "controlnet_"):
+        return "controlnet"
+    if has("conv_norm_out.", "input_blocks."):
+        return "unet"
+    if has(*PARTS["vae"], "post_quant_conv.", "decoder.conv_in."):
+        return "vae"
+    if any(key.endswith(("final_layer_norm.weight", "ln_final.weight")) for key in state):
+        return "text_encoder"
+    return "embedding" if state and all(v.ndim <= 2 for v in state.values()) and len(state) <= 2 else "unknown"
+
+
+def family(state: State) -> str | None:
+    """The family of a U-Net or ControlNet, alone or in a whole model, by the width of its context; None: another.
+
+    Nothing in a file of Stable Diffusion 2 tells "sd2" (768 pixels, v) from "sd2-base" (512, eps): it is said to be
+    "sd2", as in the reference, but for inpainting models, which were only published as the latter.
+
+    >>> import torch
+    >>> family({"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768)})
+    'sd1'
+    """
+    found = WIDTHS.get(next((v.shape[-1] for key, v in state.items() if key.endswith("attn2.to_k.weight")), None))
+    first = next((state[key] for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight",
+                                         "conv_in.weight") if key in state), None)
+    return "sd2-base" if found == "sd2" and first is not None and first.shape[1] == 9 else found
+
+
+def configs(config: str | Path | None, state: State, source: str | Path) -> dict[str, dict]:
+    """The configs of all parts: {"unet": …, "vae": …, "text_encoder": …, "scheduler": …, perhaps "text_encoder_2"}.
+
+    Args:
+        config: a family's name, or a folder in diffusers' layout; None: the family that the file seems to be.
+        state: of the file: what it says of itself goes before the family's config.
+        source: its path, for messages.
+
+    Raises:
+        ValueError: the family cannot be told, or is not the one that was given.
+    """
+    seems = family(state)
+    if config is not None and config not in FAMILIES:
+        return _folder(Path(config))
+    name = config or seems
+    if name is None:
+        raise ValueError(f"{source} is of no family that minidiff knows ({', '.join(FAMILIES)}); give config=, the "
+                         "folder of a model in diffusers' layout that has the same shape")
+    if seems is not None and seems.split("-")[0] != name.split("-")[0]:
+        raise ValueError(f"{source} is a file of {TITLES[seems.split('-')[0]]}: config={config!r} does not fit it")
+    found = dict(FAMILIES[name])
+    unet, _ = part(state, "unet")
+    if "input_blocks.0.0.weight" in unet:
+        found["unet"] = {**found["unet"], "in_channels": unet["input_blocks.0.0.weight"].shape[1]}
+        if found["unet"]["in_channels"] == 9 and name == "sd1":
+            found["scheduler"] = {**found["scheduler"], "_class_name": "DDIMScheduler"}
+    if "time_embed.cond_proj.weight" in unet:
+        found["unet"] = {**found["unet"], "time_cond_proj_dim": unet["time_embed.cond_proj.weight"].shape[1]}
+        found["scheduler"] = {**found["scheduler"], "_class_name": "LCMScheduler"}
+    return found
+
+
+def values(name: str, config: str | Path | None, state: State, source: str | Path) -> dict[str, Any]:
+    """The config of one network that is in a file.
+
+    Args:
+        name: "unet", "vae", "controlnet" …; the others as in `configs`. A VAE's numbers tell nothing: None means "sd1",
+            whose latents are scaled by 0.18215; SDXL's by 0.13025.
+
+    Raises:
+        ValueError: the file is of another kind, or see `configs`.
+    """
+    if config is not None and (Path(config) / "config.json").is_file():
+        return read_json(Path(config) / "config.json")
+    if (found := kind(state)) not in ("checkpoint", name):
+        raise ValueError(f"{source} is no {KINDS[name]} but a {KINDS.get(found, found)}")
+    parts = configs(config or ("sd1" if found == "vae" else None), state, source)
+    if name == "controlnet" and name not in parts:                       # shaped like the U-Net that it belongs to
+        other = ("sample_size", "in_channels", "out_channels", "up_block_types")
+        return {key: value for key, value in parts["unet"].items() if key not in other}
+    return parts[name]
+
+
+def part(state: State, name: str, ema: bool = False) -> tuple[State, str]:
+    """One network's tensors, and what their names begin with in the file; all of them, "", if no name does.
+
+    Args:
+        ema: of a U-Net, the running average of its weights, where the file has it.
+
+    Raises:
+        ValueError: the file has no such average.
+
+    >>> import torch
+    >>> part({"vae.quant_conv.bias": torch.ones(1), "betas": torch.ones(9)}, "vae")
+    ({'quant_conv.bias': tensor([1.])}, 'vae.')
+    """
+    prefix = next((p for p in PARTS[name] if any(key.startswith(p) for key in state)), "")
+    found = {key[len(prefix):]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+    if ema:
+        averages = {key: state.get(EMA + key.replace(".", "")) for key in found}
+        if missing := [key for key, tensor in averages.items() if tensor is None]:
+            raise ValueError(f"ema=True: the file holds no running average of {missing[0]}, and {len(missing)} in all")
+        found = averages
+    return found, prefix
+
+
+def _folder(folder: Path) -> dict[str, dict]:
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"config is {str(folder)!r}; it should be one of {', '.join(FAMILIES)}, or a folder in "
+                                "diffusers' layout, with a model_index.json")
+    index: dict[str, Any] = read_json(folder / "model_index.json")
+    files = {"scheduler": "scheduler_config.json"}
+    names = [name for name in (*PARTS, "scheduler") if (index.get(name) or [None])[0]]
+    return {name: read_json(folder / name / files.get(name, "config.json")) for name in names}

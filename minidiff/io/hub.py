@@ -1,0 +1,82 @@
+"""Where a model is: a path, what ships with the package, or a repository of the Hugging Face Hub in the local cache."""
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from minidiff.io.weights import weights_dir
+
+SHIPPED = "mini-sd"
+# of a repository: configs, tokenizers, and weights in the folders of the parts, but for those that nothing here reads
+WANTED = ["*.json", "*.txt"]
+UNWANTED = ["safety_checker/*", "image_encoder/*", "feature_extractor/*", "vae_1_0/*", "vae_encoder/*", "vae_decoder/*",
+            "*onnx*", "*openvino*", "*.msgpack"]
+
+
+def find(source: str | Path, variant: str | None = None, download: bool = False) -> Path:
+    """The path of a model.
+
+    Args:
+        source: "mini-sd"; a folder or file; or a repository "owner/name", which is looked for in the cache where
+            huggingface_hub puts what it fetches (HF_HUB_CACHE, HF_HOME).
+        variant: of the weights to fetch.
+        download: fetch a repository, if it is not there; without it the network is never used.
+
+    Raises:
+        FileNotFoundError: nothing is there; the message says where was looked.
+        ImportError: download without huggingface_hub.
+
+    >>> find("mini-sd").name
+    'mini-sd'
+    """
+    if source == SHIPPED:
+        return weights_dir() / SHIPPED
+    path = Path(source)
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".safetensors", ".ckpt"):
+        raise FileNotFoundError(f"there is no model {source}; give a folder, a file, or {SHIPPED}, which ships here")
+    if snapshot := _cached(str(source)):
+        return snapshot
+    if download:
+        return _fetch(str(source), variant)
+    raise FileNotFoundError(f"there is no folder {source}, and no such repository in the cache {cache()}; "
+                            "download=True would fetch it from huggingface.co")
+
+
+def cache() -> Path:
+    """The folder in which huggingface_hub keeps what it fetched.
+
+    >>> cache().is_absolute()
+    True
+    """
+    if exact := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(exact).expanduser().absolute()
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return (Path(home) / "hub").expanduser().absolute()
+
+
+def _cached(name: str) -> Path | None:
+    """The snapshot that `refs/main` names, else the only one."""
+    folder = cache() / f"models--{name.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    if main.is_file() and (found := folder / "snapshots" / main.read_text(encoding="ascii").strip()).is_dir():
+        return found
+    found = list((folder / "snapshots").glob("*"))
+    return found[0] if len(found) == 1 else None
+
+
+def _fetch(name: str, variant: str | None) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError("download=True needs the package huggingface_hub: pip install huggingface_hub") from error
+    tag = f".{variant}" if variant else ""
+    other = UNWANTED + ([] if variant else ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"])
+    for ending in (".safetensors", ".bin"):
+        weights = [f"*/*{tag}{ending}", f"*/*{tag}-*{ending}"]
+        folder = Path(snapshot_download(name, allow_patterns=WANTED + weights, ignore_patterns=other))
+        if any(folder.glob(f"unet/*{ending}")):
+            break
+    return folder

@@ -1,0 +1,214 @@
+"""LoRA (Hu et al., 2106.09685): low-rank changes of a model's weights, in the files of kohya, diffusers and PEFT.
+
+    W' = W + scale · (alpha/rank) · up·down
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minidiff.io import rename
+from minidiff.io.weights import load_state, save_state
+
+# the end of a key; before it stands the name of the layer, and in old files `_lora`
+PAIR = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.(lora_down|lora_A|down|lora_up|lora_B|up)"
+                  r"(?:\.default)?\.weight")
+KOHYA = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
+OLD = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "to_out.0": "to_out"}
+
+
+class Change(NamedTuple):
+    """What a LoRA adds to one weight: factor·up·down, with factor = alpha/rank."""
+
+    down: Tensor  # (rank, inputs), of a convolution (rank, inputs, k, k)
+    up: Tensor  # (outputs, rank), or with (…, 1, 1)
+    factor: float = 1.0
+
+    def delta(self, like: Tensor) -> Tensor:
+        """The change itself, float32, of the shape and on the device of `like`.
+
+        >>> Change(torch.ones(1, 2), torch.ones(3, 1), 0.5).delta(torch.zeros(3, 2))[0]
+        tensor([0.5000, 0.5000])
+        """
+        up, down = (part.to(like.device, torch.float32).flatten(1) for part in (self.up, self.down))
+        return self.factor * (up @ down).reshape(like.shape)
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether it can be added to this weight."""
+        (out, rank), (other, inputs) = self.up.flatten(1).shape, self.down.flatten(1).shape
+        return (out, rank, inputs) == (len(weight), other, weight[0].numel())
+
+
+Lora = dict[str, Change]  # by the name of the layer, such as "unet.mid_block.attentions.0.proj_in"
+
+
+class Loras:
+    """The LoRAs in a model's weights. Originals are kept aside: removing a LoRA gives them back bit for bit.
+
+    Args:
+        parts: {"unet": …, "text_encoder": …, "text_encoder_2": …}.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3))
+    >>> loras, before = Loras({"unet": net}), net[0].weight.clone()
+    >>> handle = loras.add({"unet.0": Change(torch.ones(1, 2), torch.ones(3, 1))}, scale=0.5)
+    >>> torch.allclose(net[0].weight, before + 0.5)
+    True
+    >>> loras.remove(handle)
+    >>> torch.equal(net[0].weight, before)
+    True
+    """
+
+    def __init__(self, parts: dict[str, nn.Module]):
+        self.parts, self.layers = parts, _layers(parts)
+        self.loaded: dict[int, tuple[Lora, float]] = {}
+        self.originals: dict[str, Tensor] = {}
+        self.handles = itertools.count(1)
+
+    def add(self, lora: Lora, scale: float = 1.0) -> int:
+        """Change the weights by scale times a LoRA; returns a handle to remove it by.
+
+        Raises:
+            ValueError: the scale is no finite number.
+        """
+        if not math.isfinite(scale):
+            raise ValueError(f"the scale of a LoRA is {scale}; it must be a finite number")
+        handle = next(self.handles)
+        self.loaded[handle] = (lora, scale)
+        self._mix(lora)
+        return handle
+
+    def remove(self, handle: int | None = None) -> None:
+        """Take one LoRA out of the weights, or all of them.
+
+        Raises:
+            ValueError: there is no LoRA of this handle.
+        """
+        if handle is not None and handle not in self.loaded:
+            raise ValueError(f"no LoRA is loaded under {handle}; there are {sorted(self.loaded) or 'none'}")
+        for key in list(self.loaded) if handle is None else [handle]:
+            lora, _ = self.loaded.pop(key)
+            self._mix(lora)
+
+    @torch.no_grad()
+    def _mix(self, names: Iterable[str]) -> None:
+        """Write original + Σ scale·delta into these layers."""
+        for name in names:
+            weight = self.layers[name].weight
+            original = self.originals.setdefault(name, weight.data).to(weight)
+            changes = [(lora[name], scale) for lora, scale in self.loaded.values() if name in lora]
+            if changes:
+                total = sum(scale * change.delta(original) for change, scale in changes)
+                weight.data = (original.float() + total).to(original.dtype)
+            else:
+                weight.data = original
+                del self.originals[name]
+
+
+def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
+    """Read a LoRA file: kohya's (also on CompVis names, as for SDXL), diffusers' of every age, PEFT's.
+
+    Args:
+        path: the file, or a folder with `pytorch_lora_weights.safetensors`.
+        parts: the networks that it may change, see `Loras`.
+
+    Raises:
+        FileNotFoundError, ValueError: the file cannot be read, holds no LoRA, or one of another model or kind.
+    """
+    state = load_state(path, "pytorch_lora_weights")
+    layers, pairs, alphas, odd = _layers(parts), {}, {}, []
+    names = _spellings(layers)
+    for key, tensor in state.items():
+        match = PAIR.fullmatch(key)
+        spelled = match[1] if match else key.removesuffix(".alpha")
+        name = names.get(spelled.replace(".processor.", ".").removeprefix("base_model.model."))
+        if name and match:
+            pairs.setdefault(name, {})["down" if match[2] in ("lora_down", "lora_A", "down") else "up"] = tensor
+        elif name and key.endswith(".alpha"):
+            alphas[name] = float(tensor)
+        else:
+            odd.append(key)
+    halves = [name for name, pair in pairs.items() if len(pair) == 1] + sorted(alphas.keys() - pairs.keys())
+    settings = _settings(Path(path))
+    lora = {name: Change(**pair, factor=_factor(name, len(pair["down"]), alphas, settings))
+            for name, pair in pairs.items() if len(pair) == 2}
+    shapes = [f"{name} {list(c.up.shape)}·{list(c.down.shape)} for {list(layers[name].weight.shape)}"
+              for name, c in lora.items() if not c.fits(layers[name].weight)]
+    problems = {"unknown": odd, "without its counterpart": halves, "of the wrong shape": shapes}
+    if found := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
+        raise ValueError(f"{path} does not fit this model, or is no plain LoRA (LoHa, LoKr and DoRA are not "
+                         f"supported); {found}")
+    if not lora:
+        raise ValueError(f"{path} holds no LoRA: it is empty")
+    if broken := [name for name, c in lora.items() if not (c.down.isfinite().all() and c.up.isfinite().all())]:
+        raise ValueError(f"{path} holds NaN or infinite numbers in {_some(broken)}")
+    return lora
+
+
+def save_lora(lora: Lora, path: str | Path) -> None:
+    """Write a LoRA in PEFT's naming, which diffusers loads; alpha is multiplied in.
+
+    >>> import tempfile
+    >>> folder, net = tempfile.TemporaryDirectory(), nn.Sequential(nn.Linear(2, 3))
+    >>> save_lora({"unet.0": Change(torch.ones(1, 2), torch.ones(3, 1), 0.5)}, f"{folder.name}/a.safetensors")
+    >>> load_lora(f"{folder.name}/a.safetensors", {"unet": net})["unet.0"].up[0]
+    tensor([0.5000])
+    """
+    state = {f"{name}.lora_A.weight": change.down for name, change in lora.items()}
+    save_state(state | {f"{name}.lora_B.weight": c.factor * c.up for name, c in lora.items()}, path)
+
+
+def _layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """{"unet.conv_in": …}: every layer that a LoRA can change."""
+    return {f"{part}.{name}": layer for part, net in parts.items() for name, layer in net.named_modules()
+            if isinstance(layer, (nn.Linear, nn.Conv2d))}
+
+
+def _spellings(layers: Iterable[str]) -> dict[str, str]:
+    """{name in some file: name of the layer}: underscores cannot be parsed, but they can be looked up."""
+    found = {}
+    # kohya's SDXL files are written on CompVis' names
+    compvis = rename.unet(f"{name.removeprefix('unet.')}.weight" for name in layers if name.startswith("unet."))
+    for name in layers:
+        part, _, path = name.partition(".")
+        dotted = {short.replace(*pair) for short in (path, path.removeprefix("text_model."))
+                  for pair in [("", ""), *OLD.items()]}
+        for spelled in dotted:
+            found[f"{part}.{spelled}"] = name
+            if part == "unet":
+                found[spelled] = name
+        theirs = compvis[f"{path}.weight"].name.removesuffix(".weight") if part == "unet" else path
+        for spelled in {path, theirs}:
+            found |= {prefix + spelled.replace(".", "_"): name for prefix in KOHYA[part]}
+    return found
+
+
+def _settings(path: Path) -> dict:
+    """What diffusers writes into a safetensors header beside the weights: "unet.lora_alpha" and the like."""
+    path = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
+    if path.suffix != ".safetensors":
+        return {}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+
+
+def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict) -> float:
+    """alpha/rank; alpha is that of the layer, else that of its part, else the rank."""
+    part, _, path = name.partition(".")
+    patterns = (settings.get(f"{part}.alpha_pattern") or {}).items()
+    own = next((alpha for pattern, alpha in patterns if re.fullmatch(rf"(.*\.)?({pattern})", path)), None)
+    alpha = alphas.get(name, own or settings.get(f"{part}.lora_alpha") or rank)
+    return alpha / (rank ** 0.5 if settings.get(f"{part}.use_rslora") else rank)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

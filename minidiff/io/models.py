@@ -1,0 +1,152 @@
+"""Whole models: a folder in diffusers' layout, or a single file, to the parts of a pipeline and back."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from minidiff.io import checkpoint, rename
+from minidiff.io.weights import load_state, read_json, save_state, write_atomic
+from minidiff.nets.clip import CLIPText
+from minidiff.nets.unet import UNet
+from minidiff.nets.vae import VAE
+from minidiff.text import EOS, Text, load_tokenizers, save_tokenizer
+
+PIPELINES = re.compile(r"StableDiffusion(XL)?(ControlNet)?(Img2Img|Inpaint)?Pipeline|"
+                       r"LatentConsistencyModel(Img2Img)?Pipeline")
+ADVICE = {"lora": "load a model first, then pipe.load_lora(path)",
+          "embedding": "load a model first, then pipe.load_textual_inversion(path)",
+          "controlnet": "load it with ControlNet.from_pretrained, and a model beside it",
+          "vae": "load it with VAE.from_pretrained, and a model beside it",
+          "unet": "load it with UNet.from_pretrained, and a model beside it"}
+
+
+class Model(NamedTuple):
+    """The parts of a pipeline; see `minidiff.pipeline.StableDiffusion`."""
+
+    text: Text
+    unet: UNet
+    vae: VAE
+    scheduler: dict[str, Any]
+    zeros: bool
+
+
+def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Path | None = None,
+         variant: str | None = None, ema: bool = False, device: str | torch.device | None = None,
+         dtype: torch.dtype | None = None, vae_dtype: torch.dtype | None = None) -> Model:
+    """Load a model from a folder or a single file; the arguments: see `StableDiffusion.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+        ValueError: a file is garbled, does not fit, or is of another kind.
+    """
+    options = {"device": device, "dtype": dtype}
+    if source.is_dir():
+        if config is not None or ema:
+            raise ValueError(f"config and ema are for single files; {source} is a folder and has its own configs")
+        index = _index(source)
+        scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+        text = Text.from_pretrained(source, tokenizer=tokenizer, variant=variant, **options)
+        unet = UNet.from_pretrained(source / "unet", variant=variant, **options)
+        vae = VAE.from_pretrained(source / "vae", variant=variant, device=device, dtype=vae_dtype)
+        return Model(text, unet, vae, scheduler, index.get("force_zeros_for_empty_prompt", text.pooled))
+
+    state = load_state(source)
+    if (kind := checkpoint.kind(state)) != "checkpoint":
+        raise ValueError(f"{source} is no whole model but a {checkpoint.KINDS.get(kind, kind)}"
+                         + (f": {ADVICE[kind]}" if kind in ADVICE else ""))
+    configs = checkpoint.configs(config, state, source)
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
+    found = {name: checkpoint.part(state, name, ema and name == "unet") for name in ("unet", "vae", *encoders)}
+    parts = {name: tensors for name, (tensors, prefix) in found.items() if prefix}
+    if missing := [name for name in found if name not in parts]:
+        raise ValueError(f"{source} is incomplete: it lacks {', '.join(missing)}")
+    text = Text(_tokenizers(source, tokenizer, config, [configs[name] for name in encoders]),
+                [CLIPText.from_state(configs[name], parts[name], source, **options) for name in encoders])
+    unet = UNet.from_state(configs["unet"], parts["unet"], source, **options)
+    vae = VAE.from_state(configs["vae"], parts["vae"], source, device=device, dtype=vae_dtype)
+    return Model(text, unet, vae, configs["scheduler"], text.pooled)
+
+
+def save_folder(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model in diffusers' layout: safetensors, configs, tokenizers, model_index.json.
+
+    Args:
+        dtype: of the numbers in the files; None: that of the networks.
+    """
+    model.unet.save_pretrained(folder / "unet", dtype)
+    model.vae.save_pretrained(folder / "vae", dtype)
+    index: dict[str, Any] = {
+        "_class_name": _pipeline(model), "_diffusers_version": "0.42.1", "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", model.scheduler["_class_name"]], "unet": ["diffusers", "UNet2DConditionModel"]}
+    for end, tokenizer, encoder in zip(("", "_2"), model.text.tokenizers, model.text.encoders):
+        encoder.save_pretrained(folder / f"text_encoder{end}", dtype)
+        save_tokenizer(tokenizer, folder / f"tokenizer{end}")
+        index[f"text_encoder{end}"] = ["transformers", *encoder.config.to_dict()["architectures"]]
+        index[f"tokenizer{end}"] = ["transformers", "CLIPTokenizer"]
+    index |= {"feature_extractor": [None, None], "image_encoder": [None, None]}
+    if model.text.pooled:
+        index["force_zeros_for_empty_prompt"] = model.zeros
+    else:
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+    for path, values in (("scheduler/scheduler_config.json", model.scheduler), ("model_index.json", index)):
+        write_atomic(folder / path, json.dumps(values, indent=2) + "\n")
+
+
+def save_file(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model's weights to one safetensors file, in CompVis' and OpenCLIP's naming.
+
+    Neither configs nor tokenizers are in such a file.
+
+    Args:
+        dtype: of the numbers in the file; None: that of the networks.
+    """
+    prefixes, state = checkpoint.PARTS, {}
+    first, *second = model.text.encoders
+    parts = [(prefixes["unet"][0], model.unet, rename.unet), (prefixes["vae"][0], model.vae, rename.vae)]
+    if second:
+        parts += [(prefixes["text_encoder"][2], first, None),
+                  (prefixes["text_encoder_2"][0], second[0], rename.openclip)]
+    elif first.config.hidden_act == "gelu":                              # OpenCLIP's; OpenAI's is quick_gelu
+        parts.append((prefixes["text_encoder"][1], first, rename.openclip))
+    else:
+        parts.append((prefixes["text_encoder"][0], first, None))
+    for prefix, net, places in parts:
+        own = net.state_dict()
+        named = rename.to_theirs(places(own), own) if places else own
+        state |= {prefix + name: tensor.to(dtype) if dtype else tensor for name, tensor in named.items()}
+    save_state(state, path)
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """`model_index.json`, if it is of a pipeline that we know, and names all its parts."""
+    index = read_json(folder / "model_index.json")
+    name = index.get("_class_name")
+    if not isinstance(name, str) or not PIPELINES.fullmatch(name):
+        raise ValueError(f"{folder} is a {name}; supported are pipelines of Stable Diffusion 1, 2, XL and latent "
+                         "consistency models")
+    needed = ["unet", "vae", "scheduler", "text_encoder", "tokenizer"]
+    needed += ["text_encoder_2", "tokenizer_2"] if "XL" in name else []
+    if missing := [part for part in needed if (index.get(part) or [None])[0] is None]:
+        raise ValueError(f"{folder} is incomplete: its model_index.json names no {', '.join(missing)}")
+    return index
+
+
+def _tokenizers(source: Path, tokenizer: str | Path | None, config: str | Path | None, texts: list[dict]) -> list:
+    if config is not None and config not in checkpoint.FAMILIES:
+        return load_tokenizers(tokenizer or config, [None] * len(texts))
+    if tokenizer is None:
+        raise ValueError(f"{source} carries no tokenizer, like all single files: give tokenizer=, a folder with "
+                         "vocab.json and merges.txt, such as tokenizer/ of any Stable Diffusion in diffusers' layout")
+    # one vocabulary in all families, but padding of its own in those of OpenCLIP
+    return load_tokenizers(tokenizer, ["!" if text.get("hidden_act") == "gelu" else EOS for text in texts])
+
+
+def _pipeline(model: Model) -> str:
+    if model.unet.config.time_cond_proj_dim:
+        return "LatentConsistencyModelPipeline"
+    inpaint = "Inpaint" if model.unet.config.in_channels != model.unet.config.out_channels else ""
+    return f"StableDiffusion{'XL' if model.text.pooled else ''}{inpaint}Pipeline"

@@ -1,0 +1,47 @@
+"""`bench`: it counts what a step costs and compares like with like; how fast it is, no test asks."""
+import json
+
+import pytest
+import torch
+
+from minidiff import bench, cli
+from minidiff.io.checkpoint import FAMILIES
+from minidiff.nets.unet import UNet, UNetConfig
+
+XL = {"sample_size": 8, "block_out_channels": [8, 16], "norm_num_groups": 4, "cross_attention_dim": 24,
+      "attention_head_dim": [2, 4], "transformer_layers_per_block": [1, 2], "use_linear_projection": True,
+      "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+      "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "addition_embed_type": "text_time",
+      "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64}
+
+
+def test_a_forward_of_stable_diffusion_1_costs_0_803_teraflop():
+    config = UNetConfig.from_dict(FAMILIES["sd1"]["unet"])
+    assert bench._flops(config, 1, 64) / 1e12 == pytest.approx(0.803, abs=5e-4)  # facts measured on the reference
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("config", [UNetConfig.from_dict(XL)], ids=["SDXL"])
+def test_both_sides_compute_the_same(config):
+    unet = UNet(config).eval()
+    x, t, context, vec = inputs = bench._inputs(config, 2, 8, "cpu", torch.float32)
+    torch.testing.assert_close(bench._diffusers(unet)(*inputs), unet(x, t, context, vec=vec), rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_prints_and_writes_every_number(tmp_path, capsys):
+    file = tmp_path / "bench.json"
+    assert cli.main(["bench", "--steps", "1", "--pairs", "2", "--threads", "1", "--json", str(file)]) == 0
+    printed, result = capsys.readouterr().out, json.loads(file.read_text())
+    assert all(name in printed for name, value in result.items() if value is not None)
+    median, low, high = result["ratio"]
+    assert 0 < low <= median <= high and result["picture_seconds"] > 0 and result["size"] > 0
+    assert result["share"] == pytest.approx(result["tflops"] / result["matmul_tflops"])
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["--dtype", "int8"], "it should be float32, float16 or bfloat16"), (["--batch", "0"], "at least 1"),
+    (["--threads", "0"], "at least 1"), (["nowhere"], "nowhere")])
+def test_bad_input_is_one_sentence(arguments, sentence, capsys):
+    assert cli.main(["bench", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1

@@ -1,0 +1,104 @@
+"""Finding a model: paths, the cache of huggingface_hub, and the network only where it is asked for."""
+
+import sys
+import types
+
+import pytest
+
+from minidiff.io import hub
+from minidiff.io.weights import weights_dir
+from minidiff.pipeline import StableDiffusion
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub" / "models--someone--a-model"
+
+
+def snapshot(cache, commit, main=False):
+    folder = cache / "snapshots" / commit
+    folder.mkdir(parents=True)
+    if main:
+        (cache / "refs").mkdir()
+        (cache / "refs" / "main").write_text(commit)
+    return folder
+
+
+def test_the_cache_is_where_huggingface_hub_has_it(monkeypatch, tmp_path):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert hub.cache() == tmp_path / ".cache" / "huggingface" / "hub"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert hub.cache() == tmp_path / "x" / "huggingface" / "hub"
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    assert hub.cache() == tmp_path / "home" / "hub"
+    monkeypatch.setenv("HF_HUB_CACHE", "~/else")
+    assert hub.cache() == tmp_path / "else"
+
+
+def test_a_repository_is_taken_from_the_cache(cache):
+    one = snapshot(cache, "1111")
+    assert hub.find("someone/a-model") == one
+    two = snapshot(cache, "2222", main=True)
+    assert hub.find("someone/a-model") == two
+
+
+def test_of_several_snapshots_without_a_main_one_none_is_taken(cache):
+    snapshot(cache, "1111"), snapshot(cache, "2222")
+    with pytest.raises(FileNotFoundError, match="no such repository in the cache"):
+        hub.find("someone/a-model")
+
+
+def test_offline_it_says_what_is_missing_and_where_it_looked(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=f"no folder someone/a-model, .*cache {cache.parent}; download=True"):
+        StableDiffusion.from_pretrained("someone/a-model")
+    snapshot(cache, "1111", main=True)
+    with pytest.raises(FileNotFoundError, match="there is no model_index.json in .*snapshots.1111"):
+        StableDiffusion.from_pretrained("someone/a-model")
+    for source in ("nowhere", "some/where/else", "some/model.safetensors", "C:\\models\\x"):
+        with pytest.raises(FileNotFoundError, match="there is no model .*; give a folder, a file, or mini-sd"):
+            hub.find(source, download=True)
+
+
+def test_download_without_the_library_says_what_to_install(cache, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match="pip install huggingface_hub"):
+        hub.find("someone/a-model", download=True)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_download_fetches_what_is_needed_and_nothing_else(cache, monkeypatch, tmp_path, ending):
+    choose = pytest.importorskip("huggingface_hub.utils").filter_repo_objects
+    there = ["model_index.json", "unet/config.json", "tokenizer/merges.txt", f"unet/net{ending}",
+             f"unet/net.fp16{ending}",
+             f"vae/net-00001-of-00002{ending}", f"vae/net.fp16-00001-of-00002{ending}", f"safety_checker/net{ending}",
+             "big.safetensors", "big.ckpt", "unet/net.onnx", "vae_decoder/model.onnx"]
+    asked = []
+
+    def snapshot_download(name, allow_patterns, ignore_patterns):
+        asked.append(name)
+        for path in choose(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (tmp_path / "got" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "got" / path).touch()
+        return str(tmp_path / "got")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    found = hub.find("someone/a-model", download=True)
+    got = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()}
+    assert got == {"model_index.json", "unet/config.json", f"unet/net{ending}", "tokenizer/merges.txt",
+                   f"vae/net-00001-of-00002{ending}"}
+    hub.find("someone/a-model", variant="fp16", download=True)
+    got = {path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()} - got
+    assert got == {f"unet/net.fp16{ending}", f"vae/net.fp16-00001-of-00002{ending}"}
+    assert set(asked) == {"someone/a-model"}
+
+
+def test_what_is_there_is_found_without_the_network(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert hub.find("mini-sd") == weights_dir() / "mini-sd" and hub.find(tmp_path, download=True) == tmp_path

@@ -1,0 +1,195 @@
+"""LoRA and textual inversion on their own: what loading and removing leaves behind, and files that do not fit."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minidiff.io.embeddings import load_embedding
+from minidiff.io.lora import Change, load_lora, save_lora
+from minidiff.io.weights import save_state
+from minidiff.nets.clip import CLIPText, CLIPTextConfig
+from tests import tiny
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.fixture
+def pipe(tmp_path):
+    return tiny.pipeline(tmp_path)
+
+
+def lora(pipe, seed: int, rank: int = 2) -> dict[str, Change]:
+    """A LoRA on every layer that can have one."""
+    rng = torch.Generator().manual_seed(seed)
+    return {name: Change(torch.randn(rank, *layer.weight.shape[1:], generator=rng),
+                         torch.randn(len(layer.weight), rank, *[1] * (layer.weight.ndim - 2), generator=rng), 0.1)
+            for name, layer in pipe.loras.layers.items()}
+
+
+def snapshot(pipe) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for net in pipe.loras.parts.values() for k, v in net.state_dict().items()}
+
+
+def same(state, other) -> bool:
+    return all(torch.equal(v, other[k]) for k, v in state.items())
+
+
+def test_removing_gives_the_weights_back_bit_for_bit_in_any_order(pipe, tmp_path):
+    before = snapshot(pipe)
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for i, file in enumerate(files):
+        save_lora(lora(pipe, i), file)
+    first, second, third = (pipe.load_lora(file, scale) for file, scale in zip(files, (1.0, -0.3, 1e4)))
+    assert not same(snapshot(pipe), before)
+    pipe.unload_lora(second)
+    pipe.unload_lora(third)
+    alone = snapshot(pipe)
+    pipe.unload_lora(first)
+    assert same(snapshot(pipe), before)
+    pipe.load_lora(files[0])
+    assert same(snapshot(pipe), alone)
+    pipe.load_lora(files[1])
+    pipe.unload_lora()
+    assert same(snapshot(pipe), before)
+    assert pipe.loras.originals == {}
+
+
+def test_a_model_that_changed_its_dtype_meanwhile_gets_its_weights_back_in_the_new_one(pipe, tmp_path):
+    plain = snapshot(pipe)
+    save_lora(lora(pipe, 0), tmp_path / "a.safetensors")
+    handle = pipe.load_lora(tmp_path / "a.safetensors")
+    pipe.to(dtype=torch.bfloat16)
+    pipe.unload_lora(handle)
+    assert same(snapshot(pipe), {k: v.to(torch.bfloat16) if v.is_floating_point() else v for k, v in plain.items()})
+
+
+def test_the_changed_weight_is_the_formula(pipe):
+    layer = pipe.unet.down_blocks[0].resnets[0].conv1
+    weight, name = layer.weight.clone(), "unet.down_blocks.0.resnets.0.conv1"
+    change = lora(pipe, 0)[name]
+    pipe.loras.add({name: change}, scale=0.7)
+    delta = torch.einsum("or,rikl->oikl", change.up[..., 0, 0], change.down)
+    assert_close(layer.weight, weight + 0.7 * 0.1 * delta)
+
+
+def test_a_text_encoder_lora_without_out_proj_counts(pipe, tmp_path):
+    """diffusers ignores q, k and v entries of such kohya files."""
+    name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    save_state({f"{name}.lora_down.weight": torch.ones(1, 24), f"{name}.lora_up.weight": torch.ones(24, 1)},
+               tmp_path / "te.safetensors")
+    weight = pipe.text.encoders[0].text_model.encoder.layers[0].self_attn.q_proj.weight.clone()
+    pipe.load_lora(tmp_path / "te.safetensors", 0.5)
+    assert_close(pipe.text.encoders[0].text_model.encoder.layers[0].self_attn.q_proj.weight, weight + 0.5)
+
+
+@pytest.mark.parametrize("state, message", [
+    ({"lora_unet_nowhere.lora_down.weight": torch.ones(1, 4)}, "does not fit this model.*unknown: lora_unet_nowhere"),
+    ({"lora_unet_conv_out.hada_w1_a": torch.ones(1, 4)}, "LoHa, LoKr and DoRA are not supported.*hada_w1_a"),
+    ({"unet.conv_out.lora_A.weight": torch.ones(1, 16, 3, 3)}, "without its counterpart: unet.conv_out"),
+    ({"unet.conv_out.lora_A.weight": torch.ones(1, 8, 3, 3), "unet.conv_out.lora_B.weight": torch.ones(4, 1, 1, 1)},
+     r"of the wrong shape: unet.conv_out \[4, 1, 1, 1\]·\[1, 8, 3, 3\] for \[4, 16, 3, 3\]"),
+    ({"unet.conv_out.lora_A.weight": torch.ones(1, 16, 3, 3),
+      "unet.conv_out.lora_B.weight": torch.full((4, 1, 1, 1), torch.nan)}, "NaN or infinite numbers in unet.conv_out"),
+    ({}, "holds no LoRA"),
+])
+def test_a_file_that_does_not_fit_is_one_sentence_and_changes_nothing(pipe, state, message, tmp_path):
+    before = snapshot(pipe)
+    save_state(state, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=message) as error:
+        pipe.load_lora(tmp_path / "bad.safetensors")
+    assert "\n" not in str(error.value)
+    assert same(snapshot(pipe), before)
+
+
+def test_unknown_keys_are_counted_beyond_ten(pipe, tmp_path):
+    save_state({f"lora_unet_{i:02}.alpha": torch.ones(()) for i in range(13)}, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match="lora_unet_09.alpha and 3 more"):
+        load_lora(tmp_path / "bad.safetensors", pipe.loras.parts)
+
+
+def test_a_scale_that_is_no_number_is_an_error(pipe):
+    before = snapshot(pipe)
+    with pytest.raises(ValueError, match="scale of a LoRA is nan"):
+        pipe.loras.add(lora(pipe, 0), float("nan"))
+    assert same(snapshot(pipe), before)
+
+
+def test_an_unknown_handle_is_an_error(pipe):
+    with pytest.raises(ValueError, match="no LoRA is loaded under 7; there are none"):
+        pipe.unload_lora(7)
+
+
+def learn(pipe, tmp_path, word: str, vectors: torch.Tensor) -> None:
+    save_state({word: vectors}, tmp_path / "learned.safetensors")
+    assert pipe.load_textual_inversion(tmp_path / "learned.safetensors") == word
+
+
+def test_a_word_of_several_vectors_takes_their_place_and_number(pipe, tmp_path):
+    vectors = torch.randn(3, 24)
+    learn(pipe, tmp_path, "<cat-toy>", vectors)
+    size = pipe.text.encoders[0].config.vocab_size
+    ids = torch.tensor([pipe.text.tokenizers[0].encode("red <CAT-toy>, house").ids])
+    assert ids[0, 2:5].tolist() == [size, size + 1, size + 2]
+    table = pipe.text.encoders[0].text_model.embeddings
+    assert_close(table(ids)[0, 2:5], vectors + table.position_embedding.weight[2:5])
+
+
+def test_a_word_is_found_where_it_stands_alone(pipe, tmp_path):
+    plain, red = pipe.text(["reddish house"])[0], pipe.text(["red house"])[0]
+    learn(pipe, tmp_path, "red", torch.randn(24))
+    assert torch.equal(pipe.text(["reddish house"])[0], plain)
+    assert not torch.equal(pipe.text(["red house"])[0], red)
+
+
+def test_new_words_leave_the_saved_model_as_it_was(pipe, tmp_path):
+    before = snapshot(pipe)
+    learn(pipe, tmp_path, "<a>", torch.randn(2, 24))
+    learn(pipe, tmp_path, "<b>", torch.randn(24))
+    pipe.save_pretrained(tmp_path / "model")
+    again = type(pipe).from_pretrained(tmp_path / "model", device="cpu")
+    assert same(snapshot(again), before)
+    assert not torch.equal(again.text(["<a>"])[0], pipe.text(["<a>"])[0])
+
+
+def test_the_end_of_text_is_found_beside_new_words():
+    """Old configs say eos_token_id 2, for: the largest id. New words have larger ones."""
+    config = {**tiny.TEXT, "vocab_size": 60, "with_projection": True}
+    torch.manual_seed(0)
+    old = CLIPText(CLIPTextConfig.from_dict({**config, "eos_token_id": 2})).eval()
+    new = CLIPText(CLIPTextConfig.from_dict({**config, "eos_token_id": 59})).eval()
+    new.load_state_dict(old.state_dict())
+    for net in (old, new):
+        net.text_model.embeddings.extra = torch.ones(1, 24)
+    ids = torch.tensor([[58, 3, 60, 4, 59, 59]])
+    assert torch.equal(old(ids)[1], new(ids)[1])
+
+
+@pytest.mark.parametrize("state, message", [
+    ({"<a>": torch.ones(2, 16)}, "are 16 wide, those of this model's text encoder 24.*another family"),
+    ({"<a>": torch.ones(2, 24), "<b>": torch.ones(24)}, "is no textual inversion: it should hold one word"),
+    ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 32)}, "made for 2 text encoder"),
+    ({"<a>": torch.ones(1, 2, 24)}, r"a tensor \(vectors, width\) of finite numbers"),
+    ({"<a>": torch.full((24,), torch.inf)}, r"a tensor \(vectors, width\) of finite numbers"),
+])
+def test_an_embedding_that_does_not_fit_is_one_sentence(pipe, state, message, tmp_path):
+    save_state(state, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match=message):
+        pipe.load_textual_inversion(tmp_path / "bad.safetensors")
+
+
+def test_the_same_word_twice_is_an_error(pipe, tmp_path):
+    learn(pipe, tmp_path, "<a>", torch.ones(24))
+    with pytest.raises(ValueError, match="'<a>' is loaded already; give this textual inversion another token"):
+        pipe.load_textual_inversion(tmp_path / "learned.safetensors")
+    assert pipe.load_textual_inversion(tmp_path / "learned.safetensors", token="<b>") == "<b>"
+
+
+def test_an_embedding_that_would_run_code_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "hacked"), "w"))
+
+    torch.save({"string_to_param": {"*": Evil()}}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError):
+        load_embedding(tmp_path / "evil.pt")
+    assert not (tmp_path / "hacked").exists()
