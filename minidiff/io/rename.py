@@ -138,13 +138,14 @@ def to_theirs(places: Places, state: State) -> State:
 
 
 def _places(keys: Iterable[str], rules: Iterable[Rule]) -> Places:
-    places = {}
-    for key in keys:
-        name = key
-        for pattern, new in rules:
-            name = re.sub(pattern, new, name)
-        places[key] = Place(name)
-    return places
+    compiled = [(re.compile(pattern), new) for pattern, new in rules]
+
+    def renamed(name: str) -> str:
+        for pattern, new in compiled:
+            name = pattern.sub(new, name)
+        return name
+
+    return {key: Place(renamed(key)) for key in keys}
 
 
 def _part(tensor: Tensor, place: Place) -> Tensor:
