@@ -24,7 +24,7 @@ from minidiff.io.weights import load_state  # noqa: E402
 from minidiff.pipeline import StableDiffusion  # noqa: E402
 from minidiff.teach.show import png, style  # noqa: E402
 
-SCALES, STEPS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0), (4, 6, 10, 15, 25, 50)
+SCALES, STEPS = (1.0, 2.0, 3.0, 5.0, 7.5, 10.0), (4, 8, 15, 25, 50)
 KEPT = {"all seven right": "picture_accuracy", "never-seen pairs": "unseen_pair_accuracy",
         "two objects": "binding_accuracy"}
 
