@@ -149,7 +149,7 @@ def contact_sheet(shown: dict[str, list[Drawn]]) -> Image.Image:
         for i, row in enumerate(rows):
             x, y = i % columns * (side + 8), top + title + i // columns * (side + text)
             sheet.paste(to_pil(to_unit(row.image[None]))[0].resize((side, side), Image.Resampling.NEAREST), (x, y))
-            words = textwrap.wrap(scenes.caption(row.scene), 23)
+            words = textwrap.wrap(scenes.caption(row.scene), 22)
             words += [f"not read: {', '.join(row.missed)}"] if row.missed else []
             pen.multiline_text((x + 1, y + side + 1), "\n".join(words), "firebrick" if row.missed else "black", small,
                                spacing=1)

@@ -146,7 +146,7 @@ def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
 
 
 RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 7_500}  # those of the weights that ship
+STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000}  # those of the weights that ship
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 
