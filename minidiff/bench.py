@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minidiff.io.checkpoint import FAMILIES
 from minidiff.nets.layers import sinusoid
 from minidiff.nets.unet import UNet, UNetConfig
-from minidiff.pipeline import StableDiffusion, default_device
+from minidiff.pipeline import StableDiffusion, find_device
 
 PROMPT = "a large red house on the left, snow, night, stars"
 
@@ -46,7 +46,7 @@ def bench(model: str | Path = "mini-sd", *, batch: int = 1, size: int | None = N
         raise ValueError(f"dtype is {dtype!r}; it should be float32, float16 or bfloat16")
     if min(batch, steps, pairs) < 1:
         raise ValueError("batch, steps and pairs are at least 1")
-    device, kind = device or default_device(), getattr(torch, dtype)
+    device, kind = str(find_device(device)), getattr(torch, dtype)
     random = str(model) in FAMILIES
     if random:
         pipe, unet, factor = None, _random(str(model), device, kind), 8

@@ -48,6 +48,8 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings) -> tuple[Calla
         if sampler is not samplers.ddim:
             raise ValueError(f"eta belongs to ddim; the sampler is {getattr(sampler, '__name__', sampler)}")
         options = {**options, "eta": s.eta}
+    if s.image is None and s.strength is not None:
+        raise ValueError("strength needs an image, of which it says how much is drawn anew")
     if s.image is not None:
         n = len(levels) - 1
         taken = int(n * s.taken)
@@ -113,6 +115,8 @@ def rows(pair: Pair, config: UNetConfig, s: Settings, sides: tuple[int, int]) ->
             raise ValueError(f"prompt_embeds are pairs (context, vec); vec is {found}, not ({len(context)}, {pooled})")
         sizes = sizes.to(vec.device).expand(len(vec), -1)
         parts["vec"] = micro_conditioning(vec, sizes, config.addition_time_embed_dim)
+    elif s.original_size or s.target_size or any(s.crops_coords_top_left):
+        raise ValueError("original_size, target_size and crops_coords_top_left are for SDXL, not for this model")
     if config.time_cond_proj_dim:
         parts["w"] = torch.full((len(context),), s.guidance_scale - 1, device=context.device)
     return {name: part.repeat_interleave(s.num_images, 0) for name, part in parts.items()}

@@ -75,7 +75,7 @@ class StableDiffusion:
             ema: of a single file that has both, the running average of the U-Net's weights.
             device: None: cuda, else mps, else cpu.
             dtype: of the weights and the networks' arithmetic; None: float32. In float16 the VAE stays float32.
-            download: fetch a repository that is not in the cache; without it the network is never used.
+            download: fetch what the cache lacks of a repository; without it the network is never used.
 
         Raises:
             FileNotFoundError: there is no such model, or a part of it is missing.
@@ -83,12 +83,13 @@ class StableDiffusion:
             ImportError: download without huggingface_hub.
         """
         parts = models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
-                            ema=ema, device=device or default_device(), dtype=dtype, vae_dtype=vae_dtype(dtype))
+                            ema=ema, device=find_device(device), dtype=dtype, vae_dtype=vae_dtype(dtype))
         return cls(*parts)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
         """Move the networks and change their dtype, in place; with a device, they stay there: no `offload`."""
-        self.worker = None if device is not None else self.worker
+        if device is not None:
+            device, self.worker = find_device(device), None
         self.text.to(device=device, dtype=dtype)
         self.unet.to(device=device, dtype=dtype)
         self.vae.to(device=device, dtype=vae_dtype(dtype))
@@ -103,7 +104,7 @@ class StableDiffusion:
         >>> StableDiffusion.from_pretrained("mini-sd").offload("cpu")("a red house", steps=2)[0].size
         (64, 64)
         """
-        self.to("cpu").worker = torch.device(device or default_device())
+        self.to("cpu").worker = find_device(device)
         return self
 
     def compile(self, mode: str | None = None, backend: str = "inductor") -> StableDiffusion:
@@ -160,6 +161,8 @@ class StableDiffusion:
         >>> pipe.img2img("a red house", torch.zeros(3, 64, 64), strength=0.5, steps=4)[0].size
         (64, 64)
         """
+        if image is None:
+            raise ValueError("img2img needs an image to start from")
         return self(prompt, image=image, strength=strength, **settings)
 
     def inpaint(self, prompt: str | list[str] | None, image: Picture, mask: Picture, *, strength: float | None = None,
@@ -175,6 +178,8 @@ class StableDiffusion:
         >>> pipe.inpaint("a red house", torch.zeros(3, 64, 64), torch.eye(64), steps=2)[0].size
         (64, 64)
         """
+        if image is None or mask is None:
+            raise ValueError("inpaint needs an image, and a mask of what to repaint in it")
         return self(prompt, image=image, mask=mask, strength=strength, **settings)
 
     def stream(self, prompt: str | list[str] | None = None, **settings) -> Iterator[Step]:
@@ -274,6 +279,23 @@ def default_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """A device by its name; None: the default one.
+
+    Raises:
+        ValueError: there is none of this name here.
+
+    >>> find_device("gpu")
+    Traceback (most recent call last):
+    ValueError: there is no device 'gpu' here; cpu always works
+    """
+    device = device or default_device()
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:     # each backend has its own
+        raise ValueError(f"there is no device {str(device)!r} here; cpu always works") from error
 
 
 def vae_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

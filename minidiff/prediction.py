@@ -104,6 +104,19 @@ def denoiser(net: Callable, kind: str) -> Callable[[Tensor, Level], Pred]:
     return denoise
 
 
+def score(pred: Pred, level: Level) -> Tensor:
+    """∇ log p(x) of the noisy data by Tweedie's formula: −eps/sigma (Song et al. 2021, arXiv 2011.13456; Efron 2011).
+
+    Args:
+        pred: of an exact denoiser; of a trained one this is its estimate. level: sigma > 0.
+
+    >>> import torch
+    >>> score(Pred(torch.tensor(0.0), torch.tensor(1.0)), Level(0.0, 0.6, 0.8))
+    tensor(-1.2500)
+    """
+    return -pred.eps / level.sigma
+
+
 def exact(x0: float | Tensor) -> Callable[[Tensor, Level], Pred]:
     """The denoiser that is right where all data is one point x0: what a sampler should bring anything to.
 

@@ -210,3 +210,4 @@ class EDM:
 
 
 SD = Discrete.from_betas(scaled_linear_betas())
+DDPM = Discrete.from_betas(linear_betas())

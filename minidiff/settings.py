@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -97,16 +98,19 @@ class Settings:
     output: str = "pil"
 
     def __post_init__(self):
-        spans = {"steps": (1, 1000), "seed": (0, 2**63), "num_images": (1, 10**6), "clip_skip": (0, 100)}
+        spans = {"steps": (1, 1000), "seed": (0, 2**63), "num_images": (1, 10**6), "clip_skip": (0, 100),
+                 "height": (1, 2**20), "width": (1, 2**20)}
         for name, (low, high) in spans.items():
             value = getattr(self, name)
+            if value is None and name in ("height", "width"):
+                continue
             if not isinstance(value, int) or not low <= value <= high:
                 raise ValueError(f"{name} is {value}; it must be a whole number from {low} to {high}")
         for name in ("guidance_rescale", "eta", "strength"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
+            if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):
                 raise ValueError(f"{name} is {value}; it must be between 0 and 1")
-        if not math.isfinite(self.guidance_scale):
+        if not (isinstance(self.guidance_scale, Real) and math.isfinite(self.guidance_scale)):
             raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number")
         if not (self.sampler is None or isinstance(self.sampler, str) or _is_pair(self.sampler)):
             raise ValueError(f"sampler is {self.sampler!r}; it must be a name or a pair (function, Grid)")
@@ -116,8 +120,15 @@ class Settings:
             raise ValueError("a mask needs an image, of which it says what to repaint")
         for name in ("original_size", "crops_coords_top_left", "target_size"):
             value = getattr(self, name)
-            if value is not None and not (len(value) == 2 and all(isinstance(side, int) for side in value)):
+            if value is not None and not (_is_two(value) and all(isinstance(side, int) for side in value)):
                 raise ValueError(f"{name} is {value!r}; it must be two whole numbers")
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            value = getattr(self, name)
+            if value is not None and not (_is_two(value) and isinstance(value[0], Tensor)):
+                raise ValueError(f"{name} is a {type(value).__name__}; it must be a pair (context, vec), as "
+                                 "pipe.text gives")
+        if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
+            raise ValueError("give either a negative_prompt or negative_prompt_embeds")
         if (self.controlnet is None) != (self.control_image is None):
             raise ValueError("controlnet and control_image go together: one of them is missing")
         for _, _, scale, start, end, _ in self.controls:
@@ -148,6 +159,10 @@ class Settings:
         if bad := [f"{len(column)} {name}s" for name, column in columns.items() if len(column) != n]:
             raise ValueError(f"there are {n} controlnets, but {', '.join(bad)}")
         return list(zip(*columns.values()))
+
+
+def _is_two(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2
 
 
 def _is_pair(sampler: object) -> bool:

@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minidiff"
 LAYERS = (
     ("schedule", "nets.layers", "io.weights", "data"),
-    ("prediction", "grid", "nets"),
-    ("samplers", "multistep", "guidance", "control", "settings", "io.lora", "io.embeddings", "io.models", "text"),
+    ("prediction", "grid", "nets", "exact"),
+    ("samplers", "multistep", "guidance", "likelihood", "control", "settings", "io.lora", "io.embeddings", "io.models",
+     "text"),
     ("pipeline", "run", "conditions", "memory"),
     ("evaluate", "train", "bench"),
     ("teach", "cli"),

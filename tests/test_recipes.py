@@ -77,7 +77,7 @@ def test_latents_are_cached_until_the_vae_changes(model, folder):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("options, sentence", [
-    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, vae, unet"),
+    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, vae, unet, pixels"),
     ({"name": "vae", "size": 30}, "multiple of 16"),
     ({"name": "vae", "steps": 0}, "at least 1 step"),
     ({"name": "reader", "data": "photos"}, "cannot be trained on a folder"),

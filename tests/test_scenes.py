@@ -218,8 +218,11 @@ def test_contact_sheet_puts_pictures_in_rows():
     assert sheet.size == (48, 48)
     for picture, corner in zip(pictures, [(0, 0), (24, 0), (0, 24)]):
         assert sheet.getpixel((corner[0] + 10, corner[1] + 16)) == picture.getpixel((3, 5))
-    assert sheet.getpixel((40, 40)) == (0, 0, 0)
-    assert scenes.contact_sheet(pictures[:1], 5).size == (8, 8)
+    assert sheet.getpixel((40, 40)) == (255, 255, 255)
+    assert scenes.contact_sheet(pictures[:1], 5, gap=2).size == (8, 8)
+    apart = scenes.contact_sheet(pictures, 2, gap=2)
+    assert apart.size == (18, 18) and apart.crop((0, 10, 8, 18)).tobytes() == pictures[2].tobytes()
+    assert {apart.getpixel((8, 4)), apart.getpixel((9, 4)), apart.getpixel((4, 9))} == {(255, 255, 255)}
 
 
 @pytest.mark.parametrize("call, message", [

@@ -34,10 +34,27 @@ def test_a_picture_comes_with_its_description_as_html_and_as_png(shown):
     assert bundle["text/plain"] == 'a "red" house & <more>'
 
 
-@pytest.mark.parametrize("columns, size", [(None, (32, 8)), (2, (16, 16))])
+@pytest.mark.parametrize("columns, size", [(None, (38, 8)), (2, (18, 18))])
 def test_several_pictures_stand_side_by_side(shown, columns, size):
     show(torch.rand(4, 3, 8, 8), alt="four", columns=columns)
     assert pixels(shown[0]["image/png"]).size == size
+
+
+def test_a_figure_keeps_its_rare_colours():
+    """A palette chosen by area alone has no yellow for the small bright top of a heat map under many white lines."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    fig, ax = plt.subplots(figsize=(7, 2.9))
+    width = 0.02 + torch.linspace(0, 1, 250)
+    heat = torch.exp(-torch.linspace(-3, 3, 300)[:, None] ** 2 / 2 / width) / width**0.25
+    ax.imshow(heat, aspect="auto", extent=(0, 1, -3, 3), interpolation="bilinear", cmap="viridis")
+    walks = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)).cumsum(0) / 20
+    ax.plot(torch.linspace(0, 1, 500), walks, color="white", linewidth=0.6)
+    file = io.BytesIO()
+    fig.savefig(file, format="png")
+    wanted, got = (torch.tensor(list(Image.open(data).convert("RGB").tobytes())) for data in (file, io.BytesIO(png(fig))))
+    assert (got - wanted).abs().max() < 80
 
 
 def test_values_outside_of_0_and_1_are_cut_off():

@@ -86,8 +86,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     """Each process has half of every batch; the gradients are averaged."""
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run([*command, str(tmp_path / "script.py"), str(tmp_path / "two")], capture_output=True, text=True,
-                          cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run([*command, str(tmp_path / "script.py"), str(tmp_path / "two")],
+                          capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     fit(tmp_path / "one", 60)
     one, two = (load_state(tmp_path / name / "train/toy/step-0000060/ema.safetensors") for name in ("one", "two"))

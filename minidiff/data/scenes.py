@@ -223,8 +223,11 @@ def render(n: int, size: int = 32, *, seed: int = 0, held_out: bool | None = Fal
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), drawn
 
 
-def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1) -> Image.Image:
+def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, gap: int = 0) -> Image.Image:
     """Pictures of one size side by side, row after row, each enlarged `scale` times with hard pixels.
+
+    Args:
+        gap: white pixels between two pictures. What is left of the last row is white too.
 
     Raises:
         ValueError: no pictures, or columns or scale < 1.
@@ -238,7 +241,9 @@ def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1) 
     if not pictures or columns < 1 or scale < 1:
         raise ValueError(f"cannot arrange {len(pictures)} pictures in {columns} columns, enlarged {scale} times")
     w, h = (scale * side for side in pictures[0].size)
-    sheet = Image.new("RGB", (w * min(columns, len(pictures)), h * -(-len(pictures) // columns)))
+    columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
     for i, picture in enumerate(pictures):
-        sheet.paste(picture.resize((w, h), Image.Resampling.NEAREST), (i % columns * w, i // columns * h))
+        place = i % columns * (w + gap), i // columns * (h + gap)
+        sheet.paste(picture.resize((w, h), Image.Resampling.NEAREST), place)
     return sheet

@@ -14,15 +14,17 @@ NAMES = ("moons", "circles", "spiral", "swiss_roll", "checkerboard", "pinwheel",
 class Mixture(NamedTuple):
     """p(x) = Σ_k weights[k] · N(x; means[k], std²·I), the density with a closed-form score at every noise level.
 
-    Noised by x = alpha·x0 + sigma·eps it stays a mixture: means alpha·means[k], variance alpha²·std² + sigma².
+    Noised by x = alpha·x0 + sigma·eps it stays a mixture: means alpha·means[k], variance alpha²·std² + sigma². What
+    follows from that exactly is in `minidiff.exact`.
 
     Args:
-        weights: (K,), positive, sum 1. means: (K, D). std: of every component, in every direction.
+        weights: (K,), positive, sum 1. means: (K, D).
+        std: of every component, in every direction, or (K,) of each; 0 where a component is a point.
     """
 
     weights: Tensor
     means: Tensor
-    std: float
+    std: float | Tensor
 
 
 def mixture(name: str) -> Mixture:

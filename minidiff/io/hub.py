@@ -21,10 +21,10 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
         source: "mini-sd"; a folder or file; or a repository "owner/name", which is looked for in the cache where
             huggingface_hub puts what it fetches (HF_HUB_CACHE, HF_HOME).
         variant: of the weights to fetch.
-        download: fetch a repository, if it is not there; without it the network is never used.
+        download: fetch what the cache lacks of a repository; without it the network is never used.
 
     Raises:
-        FileNotFoundError: nothing is there; the message says where was looked.
+        FileNotFoundError: nothing is there, or it cannot be fetched; the message says where was looked.
         ImportError: download without huggingface_hub.
 
     >>> find("mini-sd").name
@@ -37,10 +37,10 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".safetensors", ".ckpt"):
         raise FileNotFoundError(f"there is no model {source}; give a folder, a file, or {SHIPPED}, which ships here")
-    if snapshot := _cached(str(source)):
-        return snapshot
     if download:
         return _fetch(str(source), variant)
+    if snapshot := _cached(str(source)):
+        return snapshot
     raise FileNotFoundError(f"there is no folder {source}, and no such repository in the cache {cache()}; "
                             "download=True would fetch it from huggingface.co")
 
@@ -76,7 +76,11 @@ def _fetch(name: str, variant: str | None) -> Path:
     other = UNWANTED + ([] if variant else ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"])
     for ending in (".safetensors", ".bin"):
         weights = [f"*/*{tag}{ending}", f"*/*{tag}-*{ending}"]
-        folder = Path(snapshot_download(name, allow_patterns=WANTED + weights, ignore_patterns=other))
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=WANTED + weights, ignore_patterns=other))
+        except OSError as error:
+            raise FileNotFoundError(f"{name} cannot be fetched from huggingface.co, and is not in the cache {cache()}: "
+                                    f"{str(error).strip().splitlines()[0]}") from error
         if any(folder.glob(f"unet/*{ending}")):
             break
     return folder

@@ -42,6 +42,8 @@ class Change(NamedTuple):
 
     def fits(self, weight: Tensor) -> bool:
         """Whether it can be added to this weight."""
+        if min(self.up.ndim, self.down.ndim) < 2:
+            return False
         (out, rank), (other, inputs) = self.up.flatten(1).shape, self.down.flatten(1).shape
         return (out, rank, inputs) == (len(weight), other, weight[0].numel())
 
@@ -131,12 +133,14 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
         if name and match:
             pairs.setdefault(name, {})["down" if match[2] in ("lora_down", "lora_A", "down") else "up"] = tensor
         elif name and key.endswith(".alpha"):
-            alphas[name] = float(tensor)
+            alphas[name] = tensor
         else:
             odd.append(key)
+    if bad := [name for name, alpha in alphas.items() if alpha.numel() != 1 or not alpha.isfinite().all()]:
+        raise ValueError(f"{path} has an alpha that is no finite number, of {_some(bad)}")
     halves = [name for name, pair in pairs.items() if len(pair) == 1] + sorted(alphas.keys() - pairs.keys())
     settings = _settings(Path(path))
-    lora = {name: Change(**pair, factor=_factor(name, len(pair["down"]), alphas, settings))
+    lora = {name: Change(**pair, factor=_factor(name, max(1, pair["up"].shape[1:2].numel()), alphas, settings))
             for name, pair in pairs.items() if len(pair) == 2}
     shapes = [f"{name} {list(c.up.shape)}·{list(c.down.shape)} for {list(layers[name].weight.shape)}"
               for name, c in lora.items() if not c.fits(layers[name].weight)]

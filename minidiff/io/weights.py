@@ -22,6 +22,7 @@ State = dict[str, Tensor]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # in safetensors headers
+ZIP = b"PK\x03\x04"
 CHECKED = 2**28  # bytes up to which loading looks for NaN: a tenth of a second
 TRAINER = {"epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers",
            "loops", "hyper_parameters", "hparams_name", "native_amp_scaling_state"}  # what Lightning saves besides
@@ -134,7 +135,7 @@ def read_object(path: str | Path, headers: bool = False) -> Any:
                             for name, part in parts.items()}
                 return {name: file.get_tensor(name) for name in file.keys()}
         with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"                       # before torch 1.6: a bare pickle, no mmap
+            is_zip = file.read(4) == ZIP                                 # before torch 1.6: a bare pickle, no mmap
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except pickle.UnpicklingError:
@@ -145,7 +146,8 @@ def read_object(path: str | Path, headers: bool = False) -> Any:
         raise ValueError(_diagnosis(path) or f"{path} is no plain file of tensors: it is garbled, or would run code to "
                          "load, which minidiff never does") from error
     except Exception as error:      # each reader has its own exceptions, all mean: this is not a whole weight file
-        raise ValueError(_diagnosis(path) or f"{path} is garbled or truncated: {error}".splitlines()[0]) from error
+        reason = "" if isinstance(error, LookupError) else f": {error}"          # a lookup's is a bare key
+        raise ValueError(_diagnosis(path) or f"{path} is garbled or truncated{reason}".splitlines()[0]) from error
 
 
 def load_strict(module: nn.Module, state: State, source: str | Path = "the weights") -> None:
@@ -176,7 +178,8 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
     shapes = {k: f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in own.keys() & state.keys()
               if state[k].shape != own[k].shape}
     problems = {"missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys(),
-                "of the wrong shape": shapes.values()}
+                "of the wrong shape": shapes.values(),
+                "not of real numbers": [k for k in own.keys() & state.keys() if not state[k].is_floating_point()]}
     found = "; ".join(f"{what}: {_first_ten(names)}" for what, names in problems.items() if names)
     if found:
         raise ValueError(f"{source} does not fit {type(module).__name__}; {found}")
@@ -291,6 +294,10 @@ def _diagnosis(path: Path) -> str | None:
         return f"{path} is a git-LFS pointer, not the file itself: run `git lfs pull` where it came from"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return f"{path} is a web page, not weights: the download was redirected"
+    if path.suffix == ".safetensors" and head.startswith(ZIP):
+        return f"{path} is a file of torch.save under another name: let it end in .ckpt, and it is read as one"
+    if path.suffix != ".safetensors" and head[8:10] == b'{"':
+        return f"{path} is a safetensors file under another name: let it end in .safetensors, and it is read as one"
     if path.suffix == ".safetensors" and (size < 8 or 8 + int.from_bytes(head[:8], "little") > size):
         return f"{path} is truncated or no safetensors file: its {size} bytes end within the header"
     return None

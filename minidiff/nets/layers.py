@@ -121,6 +121,8 @@ class Net(nn.Module):
     def from_state(cls, values: dict[str, Any], state: State, source: str | Path, *,
                    device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Load a network from a parsed `config.json` and tensors by their names in a file, see `from_pretrained`."""
+        if not (dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype is {dtype!r}; it must be a torch.dtype of real numbers, such as torch.float16")
         with torch.device("meta"), Blank():
             net = cls.build(cls.Config.from_dict(values))
         load_strict(net, net.renamed(state), source)

@@ -125,7 +125,7 @@ class VAE(Net):
         return tiled(whole, z, self._checked(tile) and tile // self.factor, self.factor)
 
     def _checked(self, tile: int | None) -> int | None:
-        if tile is not None and (tile < 1 or tile % (4 * self.factor)):
+        if tile is not None and (not isinstance(tile, int) or tile < 1 or tile % (4 * self.factor)):
             raise ValueError(f"tile is {tile}; it must be a positive multiple of {4 * self.factor}")
         return tile
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito: colour-blind-safe
+GAP = 2  # pixels between pictures that are shown together: two night skies would run into each other
 STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "savefig.dpi": 110, "font.size": 10,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
          "axes.titlesize": 10, "axes.titlelocation": "left", "lines.linewidth": 1.8, "legend.frameon": False,
@@ -36,7 +37,7 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
 
     Args:
         what: a matplotlib figure (closed afterwards); a PIL picture; pictures (B,3,H,W) or (3,H,W) in [0, 1];
-            or a list of PIL pictures of one size, shown side by side.
+            or a list of PIL pictures of one size, side by side with a thin gap.
         alt: what there is to see, in words.
         width: in the page, in pixels; None: the picture's own.
         columns: pictures per row; None: all in one.
@@ -65,14 +66,14 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
 
         what.savefig(file, format="png")
         plt.close(what)
-        what = Image.open(file).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the size
+        what = Image.open(file).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)  # a third of the size
         file = io.BytesIO()
     if isinstance(what, torch.Tensor):
         what = to_pil((what if what.ndim == 4 else what[None]).clamp(0, 1))
     if isinstance(what, (list, tuple)):
         if not what:
             raise ValueError("there is no picture to show")
-        what = contact_sheet(list(what), columns or len(what))
+        what = contact_sheet(list(what), columns or len(what), gap=GAP)
     what.save(file, "PNG", optimize=True)
     return file.getvalue()
 

@@ -1,14 +1,17 @@
-"""The training losses: noise prediction (DDPM), KL-VAE, contrastive (CLIP)."""
+"""The training losses: noise prediction (DDPM) and the bound behind it, KL-VAE, contrastive (CLIP)."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minidiff.prediction import target
-from minidiff.schedule import Discrete
+from minidiff.grid import Grid
+from minidiff.prediction import coefficients, target
+from minidiff.schedule import Discrete, Level
 
 
 def diffusion(net: Callable, kind: str, schedule: Discrete, x0: Tensor, t: Tensor, eps: Tensor, **cond) -> Tensor:
@@ -30,6 +33,92 @@ def diffusion(net: Callable, kind: str, schedule: Discrete, x0: Tensor, t: Tenso
     alpha, sigma = (c.to(x0).view(-1, *[1] * (x0.ndim - 1)) for c in schedule(t))
     out = net(alpha * x0 + sigma * eps, t, **cond)
     return (out.float() - target(kind, x0, eps, alpha, sigma)).square().flatten(1).mean(1)
+
+
+def implied_weight(kind: str, alpha: float | Tensor, sigma: float | Tensor) -> float | Tensor:
+    """How much an error of eps counts in the loss of another kind: |out − target|² = weight·|eps error|².
+
+        weight = (q − p·sigma/alpha)²   with the row (p, q) of `prediction.coefficients`, as alpha·δx0 = −sigma·δeps
+
+    x0: 1/SNR, v: 1/alpha², flow: (1 + sigma/alpha)² (Salimans & Ho 2022, arXiv 2202.00512, section 4).
+
+    >>> implied_weight("eps", 0.8, 0.6), round(implied_weight("v", 0.8, 0.6), 4)
+    (1.0, 1.5625)
+    """
+    p, q = coefficients(kind, alpha, sigma)
+    return (q - p * sigma / alpha) ** 2
+
+
+def min_snr(kind: str, alpha: Tensor, sigma: Tensor, gamma: float = 5.0) -> Tensor:
+    """The factor on the loss of a kind that makes an error of x0 count min(SNR, gamma), SNR = alpha²/sigma².
+
+    Hang et al. 2023 (arXiv 2303.09556, section 3.4): eps: min(SNR, γ)/SNR, x0: min(SNR, γ), v: min(SNR, γ)/(SNR + 1).
+
+    >>> min_snr("eps", torch.tensor([0.995, 0.6]), torch.tensor([0.1, 0.8]))
+    tensor([0.0505, 1.0000])
+    """
+    snr = (alpha / sigma) ** 2
+    return snr.clamp(max=gamma) / (snr * implied_weight(kind, alpha, sigma))
+
+
+def vlb(denoise: Callable, x0: Tensor, grid: Grid, variances: Sequence[float],
+        noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
+    """The terms of the variational bound −log p(x0) ≤ Σ terms, in nats (DDPM, arXiv 2006.11239, eq. 5).
+
+        KL(q(x_T|x0) ‖ N(0, I)) + Σ KL(q(x_nxt|x_now, x0) ‖ N(mean, variance)) − log N(x0; guess, variance)
+
+    with the mean of the posterior in which the guess of x0 stands for x0. Each term is seen at one random state, so a
+    sum over fewer levels, or an average over several calls, estimates the bound; per dimension and in bits, divide by
+    D·ln 2. The bound is that of a density: x0 are real numbers, not one of 256 values.
+
+    Args:
+        denoise: (x, level) -> Pred. x0: (B,...).
+        grid: variance-preserving, from noise to the lowest level of training, sigma > 0 (DDPM's x_T … x_1).
+        variances: of the model's step away from each level, len(grid) of them; `fixed_small`, `fixed_large`, or yours.
+        noise: like -> unit noise.
+
+    Returns:
+        (len(grid) + 1, B): the prior's term first, that of the last step, to x0, at the end.
+
+    Matches: the exact likelihood of a Gaussian with its optimal variances, tests/test_losses.py.
+
+    >>> from minidiff.grid import Level
+    >>> grid = Grid([Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6)])
+    >>> knows = lambda x, level: (torch.ones_like(x), None)                  # all data is 1, and it knows
+    >>> vlb(knows, torch.ones(1, 1), grid, fixed_large(grid))[1:-1]
+    tensor([[0.0689]])
+    """
+    dims, axes = x0[0].numel(), tuple(range(1, x0.ndim))
+    _, alpha, sigma = grid[0]
+    terms = [0.5 * (dims * (sigma**2 - 1 - 2 * math.log(sigma)) + alpha**2 * x0.square().sum(axes))]
+    for now, nxt, v in zip(grid, [*grid[1:], Level(0.0, 1.0, 0.0)], variances, strict=True):
+        (_, a, s), (_, a1, s1) = now, nxt
+        guess = denoise(a * x0 + s * noise(x0), now)[0]
+        off = ((a1 - (s1 * a / s) ** 2 / a1) * (guess - x0)).square().sum(axes)           # |difference of means|²
+        w = _posterior(now, nxt)
+        width = w / v - 1 - math.log(w / v) if w else math.log(math.tau * v)              # q is a point
+        terms.append(0.5 * (dims * width + off / v))
+    return torch.stack(terms)
+
+
+def fixed_small(grid: Grid) -> list[float]:
+    """The variances of q(x_nxt | x_now, x0), exact where all data is one point; of the last step, those of the one
+    before it, as it would be 0 (DDPM, section 3.2; the clip is that of its code).
+
+    >>> [round(v, 4) for v in fixed_small(Grid([Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6)]))]
+    [0.2461, 0.2461]
+    """
+    found = [_posterior(now, nxt) for now, nxt in pairwise(grid)]
+    return [*found, found[-1]]
+
+
+def fixed_large(grid: Grid) -> list[float]:
+    """The variances beta = 1 − (alpha_now/alpha_nxt)² of the forward steps, exact where data is N(0, I) (DDPM §3.2).
+
+    >>> [round(v, 4) for v in fixed_large(Grid([Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6)]))]
+    [0.4375, 0.36]
+    """
+    return [1 - (now.alpha / nxt.alpha) ** 2 for now, nxt in pairwise([*grid, Level(0.0, 1.0, 0.0)])]
 
 
 def vae(image: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor, *, edges: float = 0.3,
@@ -64,3 +153,8 @@ def contrastive(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     logits = logit_scale.exp() * image @ text.T  # (N, N)
     same = torch.arange(len(logits), device=logits.device)
     return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
+
+
+def _posterior(now: Level, nxt: Level) -> float:
+    """The variance of q(x_nxt | x_now, x0): sigma'²·(1 − r²), r = sigma'·alpha/(alpha'·sigma) (DDPM, eq. 7)."""
+    return nxt.sigma**2 * (1 - (nxt.sigma * now.alpha / (nxt.alpha * now.sigma)) ** 2)

@@ -1,6 +1,7 @@
 """The recipes of the weights that ship, `python -m minidiff train NAME`: a Stable Diffusion in miniature.
 
 clip and vae learn from drawings, unet from cached latents; all three write parts of one diffusers folder (`--out`).
+reader and pixels, which the evaluation and the notebooks use, have folders of their own.
 """
 from __future__ import annotations
 
@@ -13,16 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minidiff.data import scenes
+from minidiff.data import files, scenes
+from minidiff.grid import preset
 from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVisionConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
 from minidiff.pipeline import StableDiffusion, default_device
-from minidiff.schedule import SD
+from minidiff.prediction import denoiser
+from minidiff.samplers import ddim
+from minidiff.schedule import DDPM, SD
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
-from minidiff.train.pictures import crops, dataset, draw, latents, sheet, to_unit, tokenize_all
+from minidiff.train.pictures import DRAWINGS, crops, dataset, draw, latents, sheet, to_unit, tokenize_all
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
@@ -145,8 +149,34 @@ def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
     save_pipeline(train("unet", net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample), run.out)
 
 
-RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000}  # those of the weights that ship
+def pixels(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
+    """U-Net of 2 M parameters on the pixels of small pictures, without prompt or VAE, with DDPM's schedule."""
+    pictures = files.load_folder(data, size)[0] if data else draw(DRAWINGS, size, seed=run.seed, second=0.0)[0]
+    config = UNetConfig(sample_size=size, in_channels=3, out_channels=3, block_out_channels=(32, 64, 96),
+                        layers_per_block=1, heads=4, cross_attention_dim=None, norm_num_groups=16,
+                        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+    net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
+
+    def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(pictures), 64, step, run.seed)[share]
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        x0 = to_unit(pictures[rows])
+        t, eps = torch.randint(DDPM.T, rows.shape, generator=g), torch.randn(x0.shape, generator=g)
+        return {"loss": losses.diffusion(net, "eps", DDPM, x0.to(device), t.to(device), eps.to(device)).mean()}
+
+    @torch.inference_mode()
+    def sample(net: UNet):
+        z = torch.randn(32, 3, size, size, generator=generator(run.seed)).to(next(net.parameters()).device)
+        *_, last = ddim(denoiser(net, "eps"), z, preset("sd-ddpm", 50, DDPM))
+        return sheet(last.x, 16)
+
+    average = train("pixels", net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample)
+    average.save_pretrained(run.out, dtype=torch.float16)
+
+
+RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet, "pixels": pixels}
+STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000, "pixels": 6_000}  # those of the weights that ship
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 
@@ -156,9 +186,10 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     """Train one recipe. Returns the folder it wrote to.
 
     Args:
-        name: a key of RECIPES. out: the model's folder, by default runs/mini-sd (runs/reader for the reader).
+        name: a key of RECIPES.
+        out: the model's folder, by default runs/mini-sd; runs/reader and runs/pixels for the recipes of that name.
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
-        size: side of the pictures in pixels, by default 64 (the reader's 32).
+        size: side of the pictures in pixels, by default 64 (reader 32, pixels 16).
         data: a folder with metadata.jsonl instead of scenes.
         init: a folder with weights of the same part to start from.
 
@@ -169,7 +200,7 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
     if size is not None and (size < 16 or size % 16):
         raise ValueError(f"size is {size}; it must be a positive multiple of 16 pixels")
-    out = Path(out or f"runs/{'reader' if name == 'reader' else 'mini-sd'}")
+    out = Path(out or f"runs/{name if name in ('reader', 'pixels') else 'mini-sd'}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     RECIPES[name](settings, data=Path(data) if data else None, init=Path(init) if init else None,

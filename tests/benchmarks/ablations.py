@@ -27,8 +27,7 @@ def v_loss(net, kind, schedule, x0, t, eps, **cond):
 
 def min_snr_loss(net, kind, schedule, x0, t, eps, **cond):
     """The eps loss weighted by min(SNR, 5)/SNR (Hang et al., arXiv 2303.09556)."""
-    alpha, sigma = schedule(t)
-    return eps_loss(net, kind, schedule, x0, t, eps, **cond) * (5 / (alpha / sigma).square().to(x0)).clamp(max=1)
+    return eps_loss(net, kind, schedule, x0, t, eps, **cond) * losses.min_snr(kind, *schedule(t)).to(x0)
 
 
 VARIANTS = {
