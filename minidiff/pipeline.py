@@ -40,6 +40,9 @@ class StableDiffusion:
     Args:
         scheduler: `scheduler_config.json`. zeros: whether no negative prompt means zeros (SDXL), not "".
 
+    Raises:
+        ValueError: parts of different families, or a scheduler config that is not supported.
+
     >>> pipe = StableDiffusion.from_pretrained("mini-sd")
     >>> pipe(["a red house", "a blue boat, sea"], steps=2, num_images=2, output="tensor").shape
     torch.Size([4, 3, 64, 64])
@@ -49,6 +52,11 @@ class StableDiffusion:
         self.text, self.unet, self.vae, self.zeros = text, unet, vae, zeros
         # NOTE: diffusers' pipelines of SD 1 and 2 force these on their scheduler: test_pipeline_forces_steps_offset.
         self.scheduler = scheduler if text.pooled else {**scheduler, "steps_offset": 1, "clip_sample": False}
+        for what, own, given in (("prompts of width", unet.config.cross_attention_dim, text.width),
+                                 ("pooled prompts:", bool(unet.config.addition_embed_type), text.pooled),
+                                 ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
+            if own != given:
+                raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
         self.schedule = Discrete.from_config(self.scheduler)
         kind = self.scheduler.get("prediction_type", "epsilon")
         if kind not in KINDS:

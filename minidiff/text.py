@@ -71,6 +71,11 @@ class Text(nn.Module):
         """Whether prompts have a vec too, as in SDXL."""
         return self.encoders[-1].config.with_projection
 
+    @property
+    def width(self) -> int:
+        """Of the context: D."""
+        return sum(encoder.config.hidden_size for encoder in self.encoders)
+
     def forward(self, prompts: list[str], clip_skip: int = 0, *, prompts_2: list[str] | None = None,
                 chunks: int = 1) -> tuple[Tensor, Tensor | None]:
         """Encode prompts.

@@ -1,9 +1,20 @@
 """What proves a notebook's own definition equal to the package's: inputs for each name that a cell is tagged with."""
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-Rows = tuple[tuple, ...]  # the arguments of one call each
+
+class Made(NamedTuple):
+    """For what is made before it is called, a network of a class or a wrapped function: the arguments of both."""
+
+    how: tuple
+    call: tuple
+
+
+Rows = tuple[tuple | Made, ...]  # the arguments of one call each
 
 CASES: dict[str, Rows] = {
     "schedule.linear_betas": ((), (10,), (5, 0.1, 0.3)),
@@ -15,19 +26,44 @@ CASES: dict[str, Rows] = {
 
 
 def prove(scratch, package, rows: Rows) -> None:
-    """The same values for every row, and the same gradients with respect to its floating-point tensors."""
+    """The same values for every row, and the same gradients with respect to its floating-point tensors.
+
+    A network gets the package's weights first, and the gradients of all its parameters are compared too. Of what a
+    generator yields, the tensors are compared.
+    """
     for row in rows:
-        given = [[a.clone().requires_grad_() if torch.is_tensor(a) and a.is_floating_point() else a for a in row]
-                 for _ in range(2)]
-        mine, theirs = scratch(*given[0]), package(*given[1])
-        torch.testing.assert_close(mine, theirs)
-        leaves = [[a for a in side if torch.is_tensor(a) and a.requires_grad] for side in given]
-        if leaves[0]:
-            gradients = [torch.autograd.grad(total(out), side) for out, side in zip((mine, theirs), leaves)]
-            torch.testing.assert_close(*gradients)
+        how, call = row if isinstance(row, Made) else (None, row)
+        sides = [leaves(call), leaves(call)]
+        made = [scratch, package] if how is None else [scratch(*how), package(*how)]
+        owned = [[], []]
+        if isinstance(made[1], nn.Module):
+            made[0].load_state_dict(made[1].state_dict())
+            owned = [list(net.parameters()) for net in made]
+        outs = [tensors(f(*side)) for f, side in zip(made, sides)]
+        torch.testing.assert_close(*outs)
+        wanted = [[a for a in side if differentiable(a)] + own for side, own in zip(sides, owned)]
+        if wanted[0]:
+            torch.testing.assert_close(*[torch.autograd.grad(total(out), side, allow_unused=True)
+                                         for out, side in zip(outs, wanted)])
 
 
-def total(out) -> torch.Tensor:
+def leaves(row: tuple) -> list:
+    """The arguments, their floating-point tensors as leaves of a graph."""
+    return [a.clone().requires_grad_() if torch.is_tensor(a) and a.is_floating_point() else a for a in row]
+
+
+def differentiable(a) -> bool:
+    return torch.is_tensor(a) and a.requires_grad
+
+
+def tensors(out) -> list:
+    """The tensors (and numbers) of an answer, in order: those inside tuples, lists and what is yielded too."""
+    if isinstance(out, (tuple, list, Iterator)):
+        return [part for piece in out for part in tensors(piece)]
+    return [] if out is None else [out]
+
+
+def total(parts: list) -> Tensor:
     """One number in which every entry of an answer counts differently."""
-    parts = [part for part in (out if isinstance(out, tuple) else (out,)) if torch.is_tensor(part)]
-    return sum((part * torch.linspace(1, 2, part.numel()).view(part.shape).to(part)).sum() for part in parts)
+    return sum((part * torch.linspace(1, 2, part.numel()).view(part.shape).to(part)).sum()
+               for part in parts if torch.is_tensor(part) and part.is_floating_point())

@@ -19,6 +19,14 @@ def broken(betas):
     return betas.nonsense
 
 
+class Unprintable:
+    def __eq__(self, other):
+        raise ValueError("not comparable")
+
+    def __repr__(self):
+        raise ValueError("not printable")
+
+
 @pytest.mark.parametrize("answer, mark, words", [
     (right, RIGHT, "alpha_bar from the betas"),
     (lambda betas: right(betas).numpy(), RIGHT, "alpha_bar"),
@@ -31,7 +39,16 @@ def broken(betas):
     (lambda: 1, WRONG, "stops with TypeError"),
     (in_place, WRONG, "changes what it was given"),
     (lambda betas: betas.cumprod(0), WRONG, "product of the betas"),
-    (lambda betas: right(betas)[None], WRONG, "yours is tensor(1, 8)"),
+    (lambda betas: exit(), WRONG, "stops with SystemExit"),
+    (lambda betas: torch.nn.Linear(2, 2).load_state_dict({}), WRONG, "stops with RuntimeError: Error(s) in loading"),
+    (lambda betas: right(betas)[None], WRONG, "yours is tensor(1, 8) [0.99, 0.939, 0.852, 0.737, …]; the shape should be"),
+    (lambda betas: right(betas).numpy()[:, None], WRONG, "yours is array(8, 1) [0.99, 0.939, 0.852, 0.737, …]; the"),
+    (lambda betas: torch.complex(right(betas), betas), WRONG, "0.99+0.01j"),
+    (lambda betas: torch.tensor(1j), WRONG, "yours is a Tensor"),
+    (lambda betas: betas.to("meta"), WRONG, "yours is a Tensor"),
+    (lambda betas: torch.eye(3).to_sparse(), WRONG, "yours is a Tensor"),
+    (lambda betas: 10**400, WRONG, "yours is a int"),
+    (lambda betas: Unprintable(), WRONG, "yours is a Unprintable"),
     (lambda betas: "no idea", WRONG, "yours is 'no idea'"),
     (lambda betas: right(betas) * 1.01, WRONG, "the answer is tensor(8,)"),
     (lambda betas: right(betas) * float("nan"), WRONG, "nan"),
@@ -39,6 +56,11 @@ def broken(betas):
 def test_judge(answer, mark, words):
     verdict = judge("01.1", answer)
     assert verdict.mark == mark and words in verdict.sentence and "\n" not in verdict.sentence
+
+
+def test_two_results_in_one_tensor_are_asked_for_separately():
+    stacked = judge("01.2", lambda snr: torch.stack([(snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()]))
+    assert stacked.mark == WRONG and stacked.sentence.endswith("; 2 separate results are asked for")
 
 
 def test_an_exercise_that_does_not_exist_is_no_exception():

@@ -72,6 +72,25 @@ def test_download_without_the_library_says_what_to_install(cache, monkeypatch):
         hub.find("someone/a-model", download=True)
 
 
+def test_download_completes_what_is_in_the_cache_and_says_why_it_cannot(cache, monkeypatch):
+    there = snapshot(cache, "1111", main=True)
+    asked = []
+
+    def snapshot_download(name, **_):
+        asked.append(name)
+        if name == "someone/nothing":
+            raise ConnectionError("no such\nrepository")
+        (there / "unet").mkdir(exist_ok=True)
+        (there / "unet" / "net.fp16.safetensors").touch()
+        return str(there)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    assert hub.find("someone/a-model", "fp16") == there and asked == []
+    assert hub.find("someone/a-model", "fp16", download=True) == there and asked == ["someone/a-model"]
+    with pytest.raises(FileNotFoundError, match=f"someone/nothing cannot be fetched .*cache {cache.parent}: no such$"):
+        hub.find("someone/nothing", download=True)
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
 def test_download_fetches_what_is_needed_and_nothing_else(cache, monkeypatch, tmp_path, ending):
     choose = pytest.importorskip("huggingface_hub.utils").filter_repo_objects

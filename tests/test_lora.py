@@ -26,6 +26,9 @@ def lora(pipe, seed: int, rank: int = 2) -> dict[str, Change]:
             for name, layer in pipe.loras.layers.items()}
 
 
+GOOD = {"unet.conv_out.lora_A.weight": torch.ones(1, 16, 3, 3), "unet.conv_out.lora_B.weight": torch.ones(4, 1, 1, 1)}
+
+
 def snapshot(pipe) -> dict[str, torch.Tensor]:
     return {k: v.clone() for net in pipe.loras.parts.values() for k, v in net.state_dict().items()}
 
@@ -90,6 +93,9 @@ def test_a_text_encoder_lora_without_out_proj_counts(pipe, tmp_path):
      r"of the wrong shape: unet.conv_out \[4, 1, 1, 1\]·\[1, 8, 3, 3\] for \[4, 16, 3, 3\]"),
     ({"unet.conv_out.lora_A.weight": torch.ones(1, 16, 3, 3),
       "unet.conv_out.lora_B.weight": torch.full((4, 1, 1, 1), torch.nan)}, "NaN or infinite numbers in unet.conv_out"),
+    ({**GOOD, "unet.conv_out.alpha": torch.tensor(torch.inf)}, "NaN or infinite numbers in unet.conv_out"),
+    ({**GOOD, "unet.conv_out.alpha": torch.ones(3)}, "unknown: unet.conv_out.alpha"),
+    ({**GOOD, "unet.conv_out.lora_A.weight": torch.ones(())}, "unknown: unet.conv_out.lora_A"),
     ({}, "holds no LoRA"),
 ])
 def test_a_file_that_does_not_fit_is_one_sentence_and_changes_nothing(pipe, state, message, tmp_path):
@@ -99,6 +105,12 @@ def test_a_file_that_does_not_fit_is_one_sentence_and_changes_nothing(pipe, stat
         pipe.load_lora(tmp_path / "bad.safetensors")
     assert "\n" not in str(error.value)
     assert same(snapshot(pipe), before)
+
+
+def test_garbled_metadata_is_named(pipe, tmp_path):
+    save_file(GOOD, tmp_path / "bad.safetensors", metadata={"lora_adapter_metadata": "{"})
+    with pytest.raises(ValueError, match="bad.safetensors has garbled lora_adapter_metadata"):
+        load_lora(tmp_path / "bad.safetensors", pipe.loras.parts)
 
 
 def test_unknown_keys_are_counted_beyond_ten(pipe, tmp_path):
@@ -168,6 +180,8 @@ def test_the_end_of_text_is_found_beside_new_words():
     ({"<a>": torch.ones(2, 16)}, "are 16 wide, those of this model's text encoder 24.*another family"),
     ({"<a>": torch.ones(2, 24), "<b>": torch.ones(24)}, "is no textual inversion: it should hold one word"),
     ({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 32)}, "made for 2 text encoder"),
+    ({" ": torch.ones(24)}, "the word ' ' for .*bad.safetensors is blank; give another token"),
+    ({"<a>": torch.ones(0, 24)}, r"a tensor \(vectors, width\) of finite numbers"),
     ({"<a>": torch.ones(1, 2, 24)}, r"a tensor \(vectors, width\) of finite numbers"),
     ({"<a>": torch.full((24,), torch.inf)}, r"a tensor \(vectors, width\) of finite numbers"),
 ])

@@ -186,6 +186,24 @@ def test_a_prompt_is_text(pipe, prompt):
         tensor(pipe, prompt)
 
 
+def test_img2img_and_inpainting_need_their_pictures(pipe):
+    with pytest.raises(ValueError, match="img2img needs an image"):
+        pipe.img2img(PROMPT, None)
+    for given in ((None, torch.ones(32, 32)), (torch.ones(3, 32, 32), None)):
+        with pytest.raises(ValueError, match="inpaint needs an image, and a mask"):
+            pipe.inpaint(PROMPT, *given)
+
+
+def test_devices_and_dtypes_that_are_none_are_named(pipe, folder):
+    for device in ("gpu", "cuda:99"):
+        for call in (pipe.to, pipe.offload, lambda device: StableDiffusion.from_pretrained(folder, device=device)):
+            with pytest.raises(ValueError, match=f"there is no device '{device}' here; cpu always works"):
+                call(device)
+    for dtype in ("float16", torch.int8):
+        with pytest.raises(ValueError, match=f"dtype is {dtype!r}; it must be a torch.dtype of real numbers"):
+            StableDiffusion.from_pretrained(folder, device="cpu", dtype=dtype)
+
+
 def test_an_unknown_setting_is_named():
     with pytest.raises(TypeError, match="cfg_scale"):
         Settings(cfg_scale=3)

@@ -265,6 +265,21 @@ def test_a_folder_that_is_incomplete_or_another_pipeline_is_named(model, tmp_pat
             StableDiffusion.from_pretrained(tmp_path)
 
 
+def test_parts_of_different_families_are_named(model, tmp_path):
+    pipe = StableDiffusion.from_pretrained(model / "folder", device="cpu")
+    config = {name: getattr(pipe, name).config for name in ("unet", "vae")}
+    text = {**pipe.text.encoders[0].config.to_dict(), "architectures": ["CLIPTextModelWithProjection"]}
+    for name, net, change, message in (
+            ("unet", UNet, {"cross_attention_dim": 32}, "the U-Net expects prompts of width 32, not 24"),
+            ("vae", VAE, {"latent_channels": 8}, "the U-Net expects latents of channels 4, not 8"),
+            ("text_encoder", CLIPText, text, "the U-Net expects pooled prompts: False, not True")):
+        pipe.save_pretrained(tmp_path)
+        values = text if name == "text_encoder" else {**config[name].to_dict(), **change}
+        net(net.Config.from_dict(values)).save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=f"the parts are of different families: {message}"):
+            StableDiffusion.from_pretrained(tmp_path, device="cpu")
+
+
 def test_checkpoints_of_old_trainers_load_without_running_their_code(model, state, tmp_path):
     """As with the original files: callbacks, keyed by their class, beside a nested state_dict."""
     class Trap:

@@ -96,6 +96,18 @@ def test_what_is_no_weight_file_is_named(tmp_path, content, message, ending):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_file_of_the_other_format_says_what_its_name_should_be(tmp_path):
+    torch.save(STATE, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match="is a file of torch.save under another name: let it end in .ckpt"):
+        load_state(tmp_path / "net.safetensors")
+    save_file(STATE, tmp_path / "net.ckpt")
+    with pytest.raises(ValueError, match="is a safetensors file under another name: let it end in .safetensors"):
+        load_state(tmp_path / "net.ckpt")
+    (tmp_path / "net.ckpt").write_text("hello")
+    with pytest.raises(ValueError, match="net.ckpt is garbled or truncated$"):
+        load_state(tmp_path / "net.ckpt")
+
+
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 def test_a_truncated_file_is_named(tmp_path, ending, share):
@@ -132,6 +144,7 @@ def test_a_file_that_holds_something_else_is_an_error(tmp_path):
     ({**STATE, "scale": torch.ones(1)}, "unexpected: scale$"),
     ({**STATE, "weight": torch.zeros(3, 2)}, r"of the wrong shape: weight \[3, 2\] instead of \[2, 3\]$"),
     ({f"w{i:02}": torch.ones(1) for i in range(13)}, "missing: bias, weight; unexpected: w00, .*w09 and 3 more$"),
+    ({**STATE, "bias": torch.tensor([1, 2])}, "not of real numbers: bias$"),
     ({**STATE, "bias": torch.tensor([1.0, float("nan")])}, "NaN or infinite numbers in bias"),
     ({**STATE, "bias": torch.tensor([1.0, float("-inf")])}, "NaN or infinite numbers in bias"),
     ({**STATE, "bias": torch.tensor([1, float("inf")], dtype=torch.float16)}, "NaN or infinite numbers in bias")])

@@ -54,10 +54,14 @@ def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, lis
     else:
         raise ValueError(f"{path} is no textual inversion: it should hold one word with its vectors, "
                          "string_to_param, or clip_l and clip_g")
-    if not all(isinstance(part, Tensor) and part.ndim in (1, 2) and part.isfinite().all() for part in parts):
+    if not all(isinstance(part, Tensor) and part.ndim in (1, 2) and len(part) and part.isfinite().all()
+               for part in parts):
         raise ValueError(f"{path} is no textual inversion: that is a tensor (vectors, width) of finite numbers")
     parts = [torch.atleast_2d(part.detach().float()) for part in parts]
-    return token or name or path.stem, parts
+    word = token or name or path.stem
+    if not word.strip():
+        raise ValueError(f"the word {word!r} for {path} is blank; give another token")
+    return word, parts
 
 
 def add_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:

@@ -42,8 +42,6 @@ class Change(NamedTuple):
 
     def fits(self, weight: Tensor) -> bool:
         """Whether it can be added to this weight."""
-        if min(self.up.ndim, self.down.ndim) < 2:
-            return False
         (out, rank), (other, inputs) = self.up.flatten(1).shape, self.down.flatten(1).shape
         return (out, rank, inputs) == (len(weight), other, weight[0].numel())
 
@@ -130,17 +128,15 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
         match = PAIR.fullmatch(key)
         spelled = match[1] if match else key.removesuffix(".alpha")
         name = names.get(spelled.replace(".processor.", ".").removeprefix("base_model.model."))
-        if name and match:
+        if name and match and tensor.ndim > 1:
             pairs.setdefault(name, {})["down" if match[2] in ("lora_down", "lora_A", "down") else "up"] = tensor
-        elif name and key.endswith(".alpha"):
-            alphas[name] = tensor
+        elif name and key.endswith(".alpha") and tensor.numel() == 1:
+            alphas[name] = float(tensor)
         else:
             odd.append(key)
-    if bad := [name for name, alpha in alphas.items() if alpha.numel() != 1 or not alpha.isfinite().all()]:
-        raise ValueError(f"{path} has an alpha that is no finite number, of {_some(bad)}")
     halves = [name for name, pair in pairs.items() if len(pair) == 1] + sorted(alphas.keys() - pairs.keys())
     settings = _settings(Path(path))
-    lora = {name: Change(**pair, factor=_factor(name, max(1, pair["up"].shape[1:2].numel()), alphas, settings))
+    lora = {name: Change(**pair, factor=_factor(name, len(pair["down"]), alphas, settings))
             for name, pair in pairs.items() if len(pair) == 2}
     shapes = [f"{name} {list(c.up.shape)}·{list(c.down.shape)} for {list(layers[name].weight.shape)}"
               for name, c in lora.items() if not c.fits(layers[name].weight)]
@@ -150,7 +146,8 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
                          f"supported); {found}")
     if not lora:
         raise ValueError(f"{path} holds no LoRA: it is empty")
-    if broken := [name for name, c in lora.items() if not (c.down.isfinite().all() and c.up.isfinite().all())]:
+    if broken := [name for name, c in lora.items()
+                  if not (c.down.isfinite().all() and c.up.isfinite().all() and math.isfinite(c.factor))]:
         raise ValueError(f"{path} holds NaN or infinite numbers in {_some(broken)}")
     return lora
 
@@ -201,7 +198,11 @@ def _settings(path: Path) -> dict:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        text = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} has garbled lora_adapter_metadata: {error}") from error
 
 
 def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict) -> float:

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 NOT_TRIED, RIGHT, WRONG = "○", "✓", "✗"
@@ -77,8 +79,8 @@ def judge(name: str, f: Callable | Any) -> Verdict:
         given = copy.deepcopy(row)
         try:
             answers.append(f(*given))
-        except Exception as error:  # whatever a reader's code does, the notebook goes on
-            return Verdict(WRONG, f"it stops with {type(error).__name__}: {error}")
+        except (Exception, SystemExit) as error:  # whatever a reader's code does, the notebook goes on
+            return Verdict(WRONG, f"it stops with {type(error).__name__}: {' '.join(str(error).split())}")
         if answers[-1] is ... or answers[-1] is None:
             return Verdict(NOT_TRIED, "not attempted yet")
         if not all(_same(a, b, 0.0, 0.0) for a, b in zip(given, row)):
@@ -126,22 +128,37 @@ def _same(a: Any, b: Any, rtol: float, atol: float) -> bool:
     if isinstance(b, (tuple, list)):
         return isinstance(a, (tuple, list)) and len(a) == len(b) and all(_same(x, y, rtol, atol) for x, y in zip(a, b))
     try:
-        a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    except (TypeError, ValueError, RuntimeError):
-        return a is b or a == b
-    return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+        a, b = (torch.as_tensor(value).to(torch.complex128) for value in (a, b))
+        return a.shape == b.shape and torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)
+    except Exception:  # not numbers, or numbers that cannot be looked at
+        return a is b or type(a) is type(b) and not isinstance(a, torch.Tensor) and a == b
 
 
 def _difference(row: tuple, a: Any, b: Any) -> str:
     given = ", ".join(map(_short, row))
-    return f"for ({given}) the answer is {_short(b)}, yours is {_short(a)}"
+    return f"for ({given}) the answer is {_short(b)}, yours is {_short(a)}{_shapes(a, b)}"
+
+
+def _shapes(a: Any, b: Any) -> str:
+    """What is wrong with the form of an answer, whatever its numbers."""
+    if isinstance(b, (tuple, list)):
+        return "" if isinstance(a, (tuple, list)) and len(a) == len(b) else f"; {len(b)} separate results are asked for"
+    if isinstance(b, torch.Tensor) and getattr(a, "shape", b.shape) != b.shape:
+        return f"; the shape should be {tuple(b.shape)}"
+    return ""
 
 
 def _short(value: Any) -> str:
-    """A value in a few characters: tensors by their shape and first numbers."""
+    """A value in a few characters and one line: tensors and arrays by their shape and first numbers."""
     if isinstance(value, (tuple, list)):
         return "(" + ", ".join(map(_short, value)) + ")"
-    if isinstance(value, torch.Tensor) and value.ndim:
-        first = ", ".join(f"{number:.3g}" for number in value.flatten()[:4].tolist())
-        return f"tensor{tuple(value.shape)} [{first}{', …' if value.numel() > 4 else ''}]"
-    return f"{float(value):.4g}" if isinstance(value, (int, float, torch.Tensor)) else repr(value)[:60]
+    try:
+        if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim:
+            first = ", ".join(f"{number:.3g}" for number in value.flatten()[:4].tolist())
+            kind = "tensor" if isinstance(value, torch.Tensor) else "array"
+            return f"{kind}{tuple(value.shape)} [{first}{', …' if math.prod(value.shape) > 4 else ''}]"
+        if isinstance(value, (int, float, torch.Tensor)):
+            return f"{float(value):.4g}"
+        return " ".join(repr(value).split())[:60]
+    except Exception:  # complex, sparse or without data, a number beyond all floats, a repr that fails
+        return f"a {type(value).__name__}"

@@ -21,6 +21,8 @@ EXERCISES = {
                 lambda x0, eps, a, s: s * x0 + a * eps,
             "wrong sign: the noise is added": lambda x0, eps, a, s: a * x0 - s * eps,
             "the picture is not scaled: multiply x0 by alpha": lambda x0, eps, a, s: x0 + s * eps,
+            "the noise is not scaled: multiply eps by sigma": lambda x0, eps, a, s: a * x0 + eps,
+            "alpha and sigma are amplitudes already: no square roots": lambda x0, eps, a, s: a**0.5 * x0 + s**0.5 * eps,
         },
         also=(lambda x0, eps, a, s: sum([torch.mul(x0, a), eps.mul(s)]),)),
 }

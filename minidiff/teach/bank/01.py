@@ -37,6 +37,8 @@ EXERCISES = {
                 lambda b: 1 - (1 - b).cumprod(0),
             "off by one: alpha_bar_t includes the step t itself, so its first entry is 1 − beta_0, not 1":
                 lambda b: torch.cat([torch.ones(1), (1 - b).cumprod(0)[:-1]]),
+            "one entry too many: alpha_bar_0 is 1 − beta_0, the clean picture itself is not counted":
+                lambda b: torch.cat([torch.ones(1), (1 - b).cumprod(0)]),
             "this runs from the last step back to the first; multiply from the first on":
                 lambda b: (1 - b).flip(0).cumprod(0).flip(0),
             "1 minus the sum of the betas is only the first order of the product; it even becomes negative":
