@@ -161,4 +161,4 @@ def _short(value: Any) -> str:
             return f"{float(value):.4g}"
         return " ".join(repr(value).split())[:60]
     except Exception:  # complex, sparse or without data, a number beyond all floats, a repr that fails
-        return f"a {type(value).__name__}"
+        return f"a value of type {type(value).__name__}"
