@@ -137,9 +137,14 @@ def contact_sheet(shown: dict[str, list[Drawn]]) -> Image.Image:
         return {"seen": "Random prompts", "unseen": "Colour-object pairs never seen in training",
                 "two": "Two objects"}.get(name) or f"Failures: {count or 'none'}{' (the first)' * (count == SHOWN)}"
 
+    def caption(row: Drawn) -> list[str]:
+        missed = f"not read: {', '.join(row.missed)}" if row.missed else ""
+        return textwrap.wrap(scenes.caption(row.scene), 22) + textwrap.wrap(missed, 22)
+
     parts = {name: rows[:SHOWN] for name, rows in shown.items()}
     parts["failures"] = [row for rows in shown.values() for row in rows if row.missed][:SHOWN]
-    side, columns, text, title = 128, 8, 60, 28
+    side, columns, title = 128, 8, 28
+    text = 14 + 12 * max(len(caption(row)) for rows in parts.values() for row in rows)  # below a picture
     heights = {name: title + (side + text) * -(-len(rows) // columns) for name, rows in parts.items()}
     sheet = Image.new("RGB", (columns * (side + 8), sum(heights.values())), "white")
     pen, small, large = ImageDraw.Draw(sheet), ImageFont.load_default(11), ImageFont.load_default(16)
@@ -149,10 +154,8 @@ def contact_sheet(shown: dict[str, list[Drawn]]) -> Image.Image:
         for i, row in enumerate(rows):
             x, y = i % columns * (side + 8), top + title + i // columns * (side + text)
             sheet.paste(to_pil(to_unit(row.image[None]))[0].resize((side, side), Image.Resampling.NEAREST), (x, y))
-            words = textwrap.wrap(scenes.caption(row.scene), 22)
-            words += [f"not read: {', '.join(row.missed)}"] if row.missed else []
-            pen.multiline_text((x + 1, y + side + 1), "\n".join(words), "firebrick" if row.missed else "black", small,
-                               spacing=1)
+            pen.multiline_text((x + 1, y + side + 1), "\n".join(caption(row)), "firebrick" if row.missed else "black",
+                               small, spacing=1)
         top += heights[name]
     return sheet
 

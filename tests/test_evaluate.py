@@ -97,6 +97,16 @@ def test_the_contact_sheet_shows_every_set_and_the_failures(mini_sd, tmp_path):
     assert perfect.crop((0, 28, 128, 156)).tobytes() == first.tobytes()  # under the title, not chosen
 
 
+def test_no_caption_of_the_contact_sheet_is_cut_off():
+    second = ("purple", "mushroom", "small")
+    two = scenes.Scene("sunset", "clouds", "grass", "mushroom", "orange", "large", "left", second)
+    row = evaluation.Drawn(two, torch.ones(3, 8, 8), ["orange mushroom", "purple mushroom"])
+    sheet = evaluation.contact_sheet({"seen": [], "unseen": [], "two": 8 * [row]}).convert("L")
+    width, height = sheet.size
+    assert sheet.crop((0, height - 4, width, height)).getextrema() == (255, 255)
+    assert sheet.crop((width - 4, 0, width, height)).getextrema() == (255, 255)
+
+
 def test_settings_reach_the_pipeline(mini_sd):
     with pytest.raises(ValueError, match="steps"):
         evaluate(mini_sd, n=1, steps=0)
