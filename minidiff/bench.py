@@ -18,12 +18,14 @@ from minidiff.pipeline import StableDiffusion, find_device
 PROMPT = "a large red house on the left, snow, night, stars"
 
 
-def bench(model: str | Path = "mini-sd", *, batch: int = 1, size: int | None = None, steps: int = 25,
-          device: str | None = None, dtype: str = "float32", compile: bool = False, pairs: int = 5) -> dict:
+def bench(model: str | Path = "mini-sd", *, tokenizer: str | Path | None = None, config: str | None = None,
+          batch: int = 1, size: int | None = None, steps: int = 25, device: str | None = None, dtype: str = "float32",
+          compile: bool = False, pairs: int = 5) -> dict:
     """Measure a guided step of the U-Net and a whole picture.
 
     Args:
         model: anything `StableDiffusion.from_pretrained` takes, or a family with random weights: sd1, sd2, sdxl, …
+        tokenizer, config: of a single file, see there.
         batch: pictures at once; a guided step runs the U-Net on twice as many rows.
         size: side of the pictures in pixels; None: the model's own. steps: of the whole picture.
         dtype: float32, float16 or bfloat16. compile: measure after torch.compile; also of diffusers.
@@ -32,8 +34,9 @@ def bench(model: str | Path = "mini-sd", *, batch: int = 1, size: int | None = N
     Returns:
         `device`, `dtype`, `batch`, `size`, `step_seconds`, `steps_per_second`, `tflops` (of a step),
         `matmul_tflops` (what the machine reaches on square matrices), `share` (the one over the other),
-        `compile_seconds` (None without), `picture_seconds` (None for random weights), `peak_bytes` of the device (None
-        on CPUs), and, where diffusers is installed, `diffusers_step_seconds` and `ratio` (ours over theirs, and range).
+        `compile_seconds` (None without), `picture_seconds` (None for random weights), `peak_bytes` without diffusers:
+        of a GPU's tensors, or of the whole process (None where nothing says it), and, where diffusers is installed,
+        `diffusers_step_seconds` and `ratio` (ours over theirs, and range).
 
     Raises:
         ValueError: an unknown dtype, or numbers below 1.
@@ -51,27 +54,29 @@ def bench(model: str | Path = "mini-sd", *, batch: int = 1, size: int | None = N
     if random:
         pipe, unet, factor = None, _random(str(model), device, kind), 8
     else:
-        pipe = StableDiffusion.from_pretrained(model, device=device, dtype=kind)
+        pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config, device=device, dtype=kind)
         unet, factor = pipe.unet, pipe.vae.factor
     size = size or unet.config.sample_size * factor
     inputs = _inputs(unet.config, 2 * batch, size // factor, device, kind)
-    theirs = _diffusers(unet) if importlib.util.find_spec("diffusers") else None
-    if str(device).startswith("cuda"):
+    sides, seconds = [lambda: unet(*inputs[:3], vec=inputs[3])], None
+    draw = sides[0] if pipe is None else lambda: pipe(PROMPT, steps=steps, num_images=batch, height=size, width=size,
+                                                      output="tensor")
+    if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    seconds = None
     with torch.inference_mode():
         flops = _flops(unet.config, 2 * batch, size // factor)
-        sides = [lambda: unet(*inputs[:3], vec=inputs[3])]
-        if theirs is not None:
-            torch.testing.assert_close(sides[0](), theirs(*inputs), rtol=0.05, atol=0.05)
-            sides.append(lambda: theirs(*inputs))
         if compile:
-            unet.compile()
+            (unet if pipe is None else pipe).compile()
             began = time.perf_counter()
             sides[0]()
             synchronize(device)
             seconds = time.perf_counter() - began
-            if theirs is not None:
+        draw()
+        peak = _peak(device)                             # ours: diffusers is not there yet
+        if theirs := _diffusers(unet) if importlib.util.find_spec("diffusers") else None:
+            torch.testing.assert_close(sides[0](), theirs(*inputs), rtol=0.05, atol=0.05)
+            sides.append(lambda: theirs(*inputs))
+            if compile:
                 theirs.net.compile()
         times = alternate(sides, pairs, device)
         rate = flops / statistics.median(times[0]) / 1e12
@@ -79,12 +84,9 @@ def bench(model: str | Path = "mini-sd", *, batch: int = 1, size: int | None = N
     result = {"model": str(model), "device": _name(device), "dtype": dtype, "batch": batch, "size": size,
               "step_seconds": statistics.median(times[0]), "steps_per_second": 1 / statistics.median(times[0]),
               "tflops": rate, "matmul_tflops": matmul, "share": rate / matmul, "compile_seconds": seconds,
-              "picture_seconds": None, "peak_bytes": None}
+              "picture_seconds": None, "peak_bytes": peak}
     if pipe is not None:
-        draw = [lambda: pipe(PROMPT, steps=steps, num_images=batch, height=size, width=size, output="tensor")]
-        result["picture_seconds"] = alternate(draw, 1, device)[0][0] / batch
-    if str(device).startswith("cuda"):
-        result["peak_bytes"] = torch.cuda.max_memory_allocated()
+        result["picture_seconds"] = alternate([draw], 1, device)[0][0] / batch
     if theirs is not None:
         ratios = [a / b for a, b in zip(*times)]
         result |= {"diffusers_step_seconds": statistics.median(times[1]),
@@ -109,6 +111,16 @@ def alternate(sides: list[Callable], pairs: int, device: str) -> list[list[float
             synchronize(device)
             times[j].append(time.perf_counter() - began)
     return times
+
+
+def _peak(device: str) -> int | None:
+    """Bytes at most in use so far: on a GPU by tensors, on a CPU by the process; None where nothing says it."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines() \
+        if device.startswith("cpu") and status.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 def synchronize(device: str) -> None:

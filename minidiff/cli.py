@@ -234,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--model", default="mini-sd",
                    help="mini-sd, which ships with minidiff (default), a model's folder, or its single file")
     p.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of a single file, which carries none")
-    p.add_argument("--config", metavar="NAME", help="of a single file: sd1, sd2-base, sd2, sdxl, or a folder of its shape")
+    p.add_argument("--config", metavar="NAME", help="its family: sd1, sd2-base, sd2, sdxl, or a folder of its shape")
     p.add_argument("--steps", type=int, default=25, help="steps from noise to picture, 1 to 1000 (default 25)")
     p.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: the model's own")
     p.add_argument("--guidance-scale", type=float, default=7.5, metavar="X",
@@ -286,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
     p = command("bench", _bench, "measure how fast a model runs here, beside diffusers where that is installed")
     p.add_argument("model", metavar="MODEL", nargs="?", default="mini-sd",
                    help="mini-sd (default), a model, or sd1, sd2, sdxl: that shape with random weights")
+    p.add_argument("--tokenizer", metavar="FOLDER", help="as in generate")
+    p.add_argument("--config", metavar="NAME", help="as in generate")
     p.add_argument("--batch", type=int, default=1, help="pictures at once (default 1)")
     p.add_argument("--size", type=int, help="side of the pictures in pixels (default: the model's own)")
     p.add_argument("--steps", type=int, default=25, help="of the whole picture (default 25)")

@@ -34,13 +34,15 @@ def test_the_command_prints_and_writes_every_number(tmp_path, capsys):
     printed, result = capsys.readouterr().out, json.loads(file.read_text())
     assert all(name in printed for name, value in result.items() if value is not None)
     median, low, high = result["ratio"]
+    assert result["peak_bytes"] is None or result["peak_bytes"] > 2**27           # no less than torch itself
     assert 0 < low <= median <= high and result["picture_seconds"] > 0 and result["size"] > 0
     assert result["share"] == pytest.approx(result["tflops"] / result["matmul_tflops"])
 
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["--dtype", "int8"], "it should be float32, float16 or bfloat16"), (["--batch", "0"], "at least 1"),
-    (["--threads", "0"], "at least 1"), (["nowhere"], "nowhere")])
+    (["--threads", "0"], "at least 1"), (["nowhere"], "nowhere"),
+    (["--device", "gpu"], "there is no device 'gpu' here")])
 def test_bad_input_is_one_sentence(arguments, sentence, capsys):
     assert cli.main(["bench", *arguments]) == 2
     err = capsys.readouterr().err

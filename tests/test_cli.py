@@ -79,6 +79,16 @@ def test_generate_draws_what_the_pipeline_draws(draw, model, tmp_path):
         assert ImageChops.difference(image, Image.open(tmp_path / f"minidiff-000{i}.png")).getbbox() is None
 
 
+def test_a_single_file_is_drawn_from_with_a_tokenizer_and_a_config(run, model, tmp_path):
+    StableDiffusion.from_pretrained(model, device="cpu").save_pretrained(tmp_path / "m.safetensors")
+    words = ["generate", "--model", "m.safetensors", "--steps", 2, "a red house"]
+    refused(run(*words), "m.safetensors is of no family that minidiff knows", "give config=")
+    assert run(*words, "--config", model, "--out", "one.png")[0] == 0
+    assert run(*words, "--config", model, "--tokenizer", model / "tokenizer", "--out", "two.png")[0] == 0
+    assert run("generate", "--model", model, "--steps", 2, "a red house", "--out", "three.png")[0] == 0
+    assert len({(tmp_path / name).read_bytes() for name in ("one.png", "two.png", "three.png")}) == 1
+
+
 def test_the_command_is_a_function(model, tmp_path):
     paths = cli.generate("a red house", model=str(model), steps=1, out=tmp_path / "new" / "house.png")
     assert paths == [tmp_path / "new" / "house.png", tmp_path / "new" / "house-large.png"]
@@ -309,6 +319,7 @@ def test_info_counts_parameters(run, model):
     for name, net in (("unet", pipe.unet), ("vae", pipe.vae), ("text_encoder", pipe.text.encoders[0])):
         assert found["parts"][name]["parameters"] == sum(p.numel() for p in net.parameters())
     assert (found["prediction_type"], found["scheduler"], found["dtype"]) == ("epsilon", "DDIMScheduler", "float32")
+    assert run("info", model)[1].splitlines()[2] == "predicts epsilon, scheduler DDIMScheduler"
     assert run("info", model)[0] == run("info", model / "unet")[0] == 0
     code, out, _ = run("info", model / "vae" / "diffusion_pytorch_model.safetensors")
     assert code == 0 and "VAE" in out
