@@ -56,6 +56,20 @@ def test_the_fixed_variances_leave_a_gap():
     assert 1e-3 < large - best < 1e-2 and 0.5 < small - best < 1
 
 
+def test_the_posterior_is_the_product_of_two_gaussians():
+    """Bayes: q(x_nxt | x_now, x0) ∝ q(x_now | x_nxt)·q(x_nxt | x0), by quadrature; also over several levels at once."""
+    here, x, x0 = torch.linspace(-6, 6, 12001, dtype=torch.float64), 0.3, -0.8
+    for now, nxt in ((DDPM(600), DDPM(599)), (DDPM(300), DDPM(150)), (DDPM(5), DDPM(0))):
+        now, nxt = Level(1.0, *now), Level(0.0, *nxt)
+        ratio = now.alpha / nxt.alpha
+        beta = now.sigma**2 - (ratio * nxt.sigma) ** 2
+        p = (-(x - ratio * here) ** 2 / (2 * beta) - (here - nxt.alpha * x0) ** 2 / (2 * nxt.sigma**2)).softmax(0)
+        on_x, on_x0, variance = losses.posterior(now, nxt)
+        mean = (p * here).sum()
+        assert mean.item() == pytest.approx(on_x * x + on_x0 * x0, abs=1e-9)
+        assert (p * (here - mean) ** 2).sum().item() == pytest.approx(variance, rel=1e-6)
+
+
 def test_each_term_is_a_kl_divergence():
     grid, x0 = chain(8, 0.4), torch.tensor([[0.7]], dtype=torch.float64)
     eps = torch.tensor([[0.4]], dtype=torch.float64)

@@ -61,6 +61,25 @@ def min_snr(kind: str, alpha: Tensor, sigma: Tensor, gamma: float = 5.0) -> Tens
     return snr.clamp(max=gamma) / (snr * implied_weight(kind, alpha, sigma))
 
 
+def posterior(now: Level, nxt: Level) -> tuple[float, float, float]:
+    """q(x_nxt | x_now, x0) = N(on_x·x_now + on_x0·x0, variance·I): one step back, for who knows x0 (DDPM, eq. 7).
+
+        on_x = r²·alpha'/alpha,  on_x0 = alpha'·(1 − r²),  variance = sigma'²·(1 − r²),  r = sigma'·alpha/(alpha'·sigma)
+
+    Args:
+        now, nxt: levels with sigma > 0 and sigma' ≥ 0, nxt nearer to the data; they need not be neighbours.
+
+    Returns:
+        on_x, on_x0, variance
+
+    >>> [round(c, 4) for c in posterior(Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6))]
+    [0.4219, 0.5469, 0.2461]
+    """
+    (_, a, s), (_, a1, s1) = now, nxt
+    r2 = (s1 * a / (a1 * s)) ** 2
+    return s1 * s1 * a / (a1 * s * s), a1 * (1 - r2), s1 * s1 * (1 - r2)
+
+
 def vlb(denoise: Callable, x0: Tensor, grid: Grid, variances: Sequence[float],
         noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
     """The terms of the variational bound −log p(x0) ≤ Σ terms, in nats (DDPM, arXiv 2006.11239, eq. 5).
@@ -92,10 +111,9 @@ def vlb(denoise: Callable, x0: Tensor, grid: Grid, variances: Sequence[float],
     _, alpha, sigma = grid[0]
     terms = [0.5 * (dims * (sigma**2 - 1 - 2 * math.log(sigma)) + alpha**2 * x0.square().sum(axes))]
     for now, nxt, v in zip(grid, [*grid[1:], Level(0.0, 1.0, 0.0)], variances, strict=True):
-        (_, a, s), (_, a1, s1) = now, nxt
-        guess = denoise(a * x0 + s * noise(x0), now)[0]
-        off = ((a1 - (s1 * a / s) ** 2 / a1) * (guess - x0)).square().sum(axes)           # |difference of means|²
-        w = _posterior(now, nxt)
+        _, on_x0, w = posterior(now, nxt)
+        guess = denoise(now.alpha * x0 + now.sigma * noise(x0), now)[0]
+        off = (on_x0 * (guess - x0)).square().sum(axes)                                   # |difference of means|²
         width = w / v - 1 - math.log(w / v) if w else math.log(math.tau * v)              # q is a point
         terms.append(0.5 * (dims * width + off / v))
     return torch.stack(terms)
@@ -108,7 +126,7 @@ def fixed_small(grid: Grid) -> list[float]:
     >>> [round(v, 4) for v in fixed_small(Grid([Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6)]))]
     [0.2461, 0.2461]
     """
-    found = [_posterior(now, nxt) for now, nxt in pairwise(grid)]
+    found = [posterior(now, nxt)[2] for now, nxt in pairwise(grid)]
     return [*found, found[-1]]
 
 
@@ -153,8 +171,3 @@ def contrastive(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     logits = logit_scale.exp() * image @ text.T  # (N, N)
     same = torch.arange(len(logits), device=logits.device)
     return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
-
-
-def _posterior(now: Level, nxt: Level) -> float:
-    """The variance of q(x_nxt | x_now, x0): sigma'²·(1 − r²), r = sigma'·alpha/(alpha'·sigma) (DDPM, eq. 7)."""
-    return nxt.sigma**2 * (1 - (nxt.sigma * now.alpha / (nxt.alpha * now.sigma)) ** 2)
