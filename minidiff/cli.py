@@ -52,6 +52,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     >>> [path.name for path in generate("a red house", steps=2, out=f"{folder.name}/house.png")]
     ['house.png', 'house-large.png']
     """
+    from minidiff.conditions import plan
     from minidiff.io import images as io
     from minidiff.nets.controlnet import ControlNet
     from minidiff.pipeline import StableDiffusion
@@ -92,8 +93,8 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
         _warn_unknown(prompt)
 
     images, frames = [], []
-    share = 1 if init_image is None else Settings(**settings).taken
-    firsts, taken = range(0, num_images, BATCH), int(steps * share)
+    firsts = range(0, num_images, BATCH)
+    taken = len(plan(pipe.scheduler, pipe.schedule, Settings(**settings), pipe.spreads)[1]) - 1
     moments = thin(range(taken + 1)) if film is not None else []
     with _progress(taken * len(firsts), "drawing", "step") as bar:
         for first in firsts:
@@ -262,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="FOLDER", help="where weights, log and samples go")
     p.add_argument("--steps", type=int, help="optimizer steps")
     p.add_argument("--seconds", type=float, help="stop after so long; --resume goes on")
-    p.add_argument("--size", type=int, help="side of the pictures in pixels (default 64; the reader's 32)")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (default 64; reader 32, pixels 16)")
     p.add_argument("--device", help="cpu, cuda or mps")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--data", metavar="FOLDER", help="pictures and metadata.jsonl, instead of scenes")

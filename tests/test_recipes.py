@@ -7,6 +7,7 @@ import torch
 from minidiff.data import scenes
 from minidiff.io.weights import load_state
 from minidiff.nets.reader import SCENE, THING
+from minidiff.nets.unet import UNet
 from minidiff.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
 from minidiff.train.trainer import Run
@@ -55,6 +56,13 @@ def test_diffusers_loads_what_the_recipes_write(model):
 
     theirs = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     assert theirs.scheduler.config.steps_offset == 1 and theirs.unet.config.sample_size == 16
+
+
+def test_the_pixel_model_needs_no_other_part(folder, tmp_path):
+    recipes.run("pixels", out=tmp_path, steps=2, device="cpu", data=folder)
+    net = UNet.from_pretrained(tmp_path)
+    assert net(torch.zeros(1, 3, 16, 16), 500).shape == (1, 3, 16, 16)
+    assert (tmp_path / "train/pixels/samples/0000002.png").is_file()
 
 
 def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_path):

@@ -23,7 +23,7 @@ from minidiff.nets.vae import VAE, VAEConfig
 from minidiff.pipeline import StableDiffusion, default_device
 from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
-from minidiff.schedule import DDPM, SD
+from minidiff.schedule import SD
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
 from minidiff.train.pictures import DRAWINGS, crops, dataset, draw, latents, sheet, to_unit, tokenize_all
@@ -150,7 +150,7 @@ def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
 
 
 def pixels(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
-    """U-Net of 2 M parameters on the pixels of small pictures, without prompt or VAE, with DDPM's schedule."""
+    """U-Net of 2 M parameters on the pixels of small pictures, without prompt or VAE."""
     pictures = files.load_folder(data, size)[0] if data else draw(DRAWINGS, size, seed=run.seed, second=0.0)[0]
     config = UNetConfig(sample_size=size, in_channels=3, out_channels=3, block_out_channels=(32, 64, 96),
                         layers_per_block=1, heads=4, cross_attention_dim=None, norm_num_groups=16,
@@ -162,13 +162,13 @@ def pixels(run: Run, *, size: int = 16, data: Path | None = None, init: Path | N
         rows = batch_indices(len(pictures), 64, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
         x0 = to_unit(pictures[rows])
-        t, eps = torch.randint(DDPM.T, rows.shape, generator=g), torch.randn(x0.shape, generator=g)
-        return {"loss": losses.diffusion(net, "eps", DDPM, x0.to(device), t.to(device), eps.to(device)).mean()}
+        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(x0.shape, generator=g)
+        return {"loss": losses.diffusion(net, "eps", SD, x0.to(device), t.to(device), eps.to(device)).mean()}
 
     @torch.inference_mode()
     def sample(net: UNet):
         z = torch.randn(32, 3, size, size, generator=generator(run.seed)).to(next(net.parameters()).device)
-        *_, last = ddim(denoiser(net, "eps"), z, preset("sd-ddpm", 50, DDPM))
+        *_, last = ddim(denoiser(net, "eps"), z, preset("sd-ddpm", 50))
         return sheet(last.x, 16)
 
     average = train("pixels", net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample)
@@ -176,7 +176,7 @@ def pixels(run: Run, *, size: int = 16, data: Path | None = None, init: Path | N
 
 
 RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet, "pixels": pixels}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000, "pixels": 6_000}  # those of the weights that ship
+STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000, "pixels": 3_500}  # those of the weights that ship
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 
