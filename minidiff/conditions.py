@@ -19,11 +19,14 @@ Pair = tuple[Tensor, Tensor | None]  # context (P,N,D) and vec (P,V) of P prompt
 CLASSES = {name: theirs for theirs, name in samplers.NAMES.items()}  # sampler -> diffusers' class
 
 
-def plan(config: dict[str, Any], schedule: Discrete, s: Settings) -> tuple[Callable, grid.Grid, dict, float | None]:
+def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
+         spreads: bool = False) -> tuple[Callable, grid.Grid, dict, float | None]:
     """Sampler, grid (cut to `strength`), the sampler's options, and where x0 is clipped, if at all.
 
     Args:
         config: the model's `scheduler_config.json`. schedule: its noise levels.
+        spreads: whether img2img by lcm takes all steps, spread over those for which the model was distilled and that
+            `strength` leaves; else it takes the last int(steps·strength).
 
     Raises:
         ValueError: an unknown or unsupported sampler, or settings that do not fit it.
@@ -51,11 +54,14 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings) -> tuple[Calla
     if s.image is None and s.strength is not None:
         raise ValueError("strength needs an image, of which it says how much is drawn anew")
     if s.image is not None:
+        spreads = spreads and sampler is samplers.lcm and s.mask is None and not isinstance(s.sampler, tuple)
+        if spreads:
+            levels = grid.from_diffusers(config, config.get("original_inference_steps", 50), schedule)
         n = len(levels) - 1
         taken = int(n * s.taken)
         if taken < 1:
             raise ValueError(f"strength {s.taken} of {n} steps leaves no step; take more of either")
-        levels = levels[n - taken:]
+        levels = grid.spread(levels[n - taken:], s.steps) if spreads else levels[n - taken:]
     return sampler, levels, dict(options), clipped
 
 

@@ -150,6 +150,21 @@ def distilled(n: int, T: int, original: int = 50) -> list[float]:
     return [float((original - int(i * step)) * apart - 1) for i in range(n)]
 
 
+def spread(grid: Grid, n: int) -> Grid:
+    """n steps from a grid's first level to its last, over levels of it about equally many apart.
+
+    Raises:
+        ValueError: the grid has fewer steps.
+
+    >>> [level.t for level in spread(preset("sd-ddim", 10)[5:], 2)]
+    [401.0, 201.0, 0.0]
+    """
+    whole = len(grid) - 1
+    if n > whole:
+        raise ValueError(f"{n} sampling steps, but only {whole} are left to choose from; take fewer, or more strength")
+    return Grid([*(grid[int(i * (whole / n))] for i in range(n)), grid[-1]], grid.from_pure_noise)
+
+
 def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
     """n noise-to-signal ratios, equal steps in their rho-th root (Karras et al., arXiv 2206.00364, eq. 5).
 

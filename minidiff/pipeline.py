@@ -136,6 +136,11 @@ class StableDiffusion:
         """Side in pixels of the pictures that the model was trained on."""
         return self.unet.config.sample_size * self.vae.factor
 
+    @property
+    def spreads(self) -> bool:
+        """Whether img2img spreads all steps over what strength leaves, as in LatentConsistencyModelImg2ImgPipeline."""
+        return bool(self.unet.config.time_cond_proj_dim) and not self.text.pooled
+
     def __call__(self, prompt: str | list[str] | None = None, **settings) -> list[Image.Image] | Tensor:
         """Draw pictures of prompts.
 
@@ -161,9 +166,10 @@ class StableDiffusion:
                 **settings) -> list[Image.Image] | Tensor:
         """Redraw a picture as the prompt says (SDEdit, Meng et al. 2021, arXiv 2108.01073): noise it, then denoise it.
 
-        The last int(steps·strength) steps are taken, from x = alpha·z0 + sigma·noise, z0 the picture's latent.
+        The last int(steps·strength) steps are taken, from x = alpha·z0 + sigma·noise, z0 the picture's latent; a latent
+        consistency model takes all, see `minidiff.conditions.plan`.
         NOTE: lms and plms start afresh there, not amid a history that is not theirs as in diffusers:
-        test_a_slice_starts_plms_with_two_calls. LCM's own img2img spreads all steps over the rest instead.
+        test_a_slice_starts_plms_with_two_calls.
 
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
         >>> pipe.img2img("a red house", torch.zeros(3, 64, 64), strength=0.5, steps=4)[0].size

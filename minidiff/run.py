@@ -32,7 +32,7 @@ class Model(Protocol):
         scheduler, schedule, kind: its `scheduler_config.json`, the noise levels, and what the U-Net predicts.
         zeros: whether no negative prompt means zeros, not "". compiled: whether the networks are.
         worker: where the networks are moved to work; None: they stay where they are, on `device`.
-        size: side of the pictures that it was trained on.
+        size: side of the pictures that it was trained on. spreads: see `minidiff.conditions.plan`.
     """
 
     text: Text
@@ -46,6 +46,7 @@ class Model(Protocol):
     worker: torch.device | None
     device: torch.device
     size: int
+    spreads: bool
 
 
 @contextmanager
@@ -98,7 +99,7 @@ def _prepare(model: Model, prompt: str | list[str] | None, s: Settings) -> Itera
     """Check everything, encode prompts and pictures, draw the first noise; return the sampler, not yet begun."""
     unet, factor, channels = model.unet, model.vae.factor, model.vae.config.latent_channels
     repaints = _repaints(unet.config.in_channels, channels, s)
-    sampler, levels, options, clipped = plan(model.scheduler, model.schedule, s)
+    sampler, levels, options, clipped = plan(model.scheduler, model.schedule, s, model.spreads)
     image = None if s.image is None else to_tensor(s.image, s.height, s.width, factor)
     sides = _sides(model, s) if image is None else tuple(image.shape[-2:])
     check_sides(sides, factor)

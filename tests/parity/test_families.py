@@ -69,6 +69,17 @@ def test_a_batch_of_an_lcm_has_one_w_for_each_picture(models):
     same(ours([PROMPT, "two boats"], steps=3, num_images=2, guidance_scale=8.5, output="tensor"), want)
 
 
+@pytest.mark.parametrize("strength, steps", [(0.5, 4), (0.8, 3), (0.33, 16), (1.0, 4)])
+def test_a_latent_consistency_model_spreads_its_steps_over_what_strength_leaves(models, strength, steps):
+    theirs, ours = models("lcm")
+    want = as_class(theirs, "LatentConsistencyModelImg2ImgPipeline")(
+        PROMPT, image=picture(48), strength=strength, num_inference_steps=steps, guidance_scale=8.5,
+        generator=generators(), output_type="pt").images
+    same(ours.img2img(PROMPT, picture(48), strength=strength, steps=steps, guidance_scale=8.5, output="tensor"), want)
+    with pytest.raises(ValueError, match="9 sampling steps, but only 5 are left .*take fewer, or more strength"):
+        ours.img2img(PROMPT, picture(48), strength=0.1, steps=9)
+
+
 @pytest.mark.parametrize("settings", [
     {}, {"negative_prompt": ""}, {"negative_prompt": "sunset"}, {"guidance_scale": 1.0}, {"guidance_rescale": 0.7},
     {"prompt_2": "two boats"}, {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (40, 40)},
