@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 _HOME = {"StableDiffusion": "minidiff.pipeline", "UNet": "minidiff.nets.unet", "VAE": "minidiff.nets.vae",
          "ControlNet": "minidiff.nets.controlnet"}
 _MODULES = ("schedule", "prediction", "grid", "exact", "samplers", "guidance", "likelihood", "nets", "text", "io",
-            "data", "pipeline", "train", "evaluate", "teach", "cli")
+            "data", "pipeline", "train", "evaluate", "metrics", "teach", "cli")
 
 
 def __getattr__(name: str):

@@ -1,0 +1,96 @@
+"""How far two sets of pictures are from each other, on the features of any network: no download.
+
+The numbers depend on the features: they are never to be compared with a published FID, which uses Inception's.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of the Gaussians with the means and covariances of two sets (Heusel et al., arXiv 1706.08500).
+
+        |m_a − m_b|² + tr(S_a + S_b − 2·(S_a S_b)^½)
+
+    It is 0 for equal means and covariances only, and too large by a bias of about 1/n for samples (arXiv 1801.01401).
+
+    Args:
+        a: (N,D), b: (M,D), features; more rows than columns, or the covariances are singular.
+
+    Matches: two known Gaussians, tests/test_metrics.py.
+
+    >>> a = torch.tensor([[-1.0], [1.0]])
+    >>> round(frechet(a, 3 + 2 * a), 6)                     # (3 − 0)² + (2 − 1)²·var, and var is 2
+    11.0
+    """
+    a, b = a.double(), b.double()
+    left, right = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
+    values, vectors = torch.linalg.eigh(left)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ right @ root).clamp(min=0).sqrt().sum()     # tr (S_a S_b)^½
+    return ((a.mean(0) - b.mean(0)).square().sum() + left.trace() + right.trace() - 2 * cross).item()
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Squared maximum mean discrepancy with the kernel (x·y/D + 1)³, unbiased (Bińkowski et al., arXiv 1801.01401).
+
+    0 on average for two samples of one distribution, whatever their size; it can come out below 0.
+
+    Args:
+        a: (N,D), b: (M,D), features, at least two rows each.
+
+    >>> kernel_distance(torch.zeros(2, 1), torch.ones(2, 1))      # 1 + 8 − 2·1
+    7.0
+    """
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Tensor) -> Tensor:
+        values = kernel(x, x)
+        return (values.sum() - values.trace()) / (len(x) * (len(x) - 1))
+
+    a, b = a.double(), b.double()
+    return (within(a) + within(b) - 2 * kernel(a, b).mean()).item()
+
+
+def precision_recall(real: Tensor, made: Tensor, k: int = 3) -> tuple[float, float]:
+    """Precision, the share of `made` inside the real data, and recall, of real inside what is made (arXiv 1904.06991).
+
+    A set is the union of balls around its rows that reach to their k-th nearest neighbour.
+
+    >>> real = torch.arange(8.0)[:, None]
+    >>> precision_recall(real, torch.tensor([[2.0], [2.5], [30.0], [40.0]]), k=1)
+    (0.5, 0.25)
+    """
+    def inside(x: Tensor, data: Tensor) -> float:
+        radius = torch.cdist(data, data).kthvalue(k + 1).values                      # the nearest is the row itself
+        return (torch.cdist(x, data) <= radius).any(1).double().mean().item()
+
+    return inside(made, real), inside(real, made)
+
+
+def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row of a (N,...) the Euclidean distance to the nearest row of b (M,...), and which it is: (N,) each.
+
+    Samples much nearer to the training data than fresh data are to it have been copied.
+
+    >>> nearest(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([[3.0, 4.0], [5.0, 5.0]]))[0]
+    tensor([5., 0.])
+    """
+    return tuple(torch.cdist(a.flatten(1), b.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(1))
+
+
+def interval(measure: Callable[..., float], *sets: Tensor, n: int = 200, seed: int = 0) -> tuple[float, float]:
+    """The middle 95 % of a measure over n bootstrap samples of its sets, each drawn with replacement (Efron 1979).
+
+    Means and shares are in it as often as it says; a measure with a bias, such as `frechet`, has more of it here.
+
+    >>> low, high = interval(lambda x: x.mean().item(), torch.arange(100.0)); low < 49.5 < high
+    True
+    """
+    g = torch.Generator().manual_seed(seed)
+    values = [measure(*(rows[torch.randint(len(rows), (len(rows),), generator=g)] for rows in sets)) for _ in range(n)]
+    return tuple(torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975]).double()).tolist())
