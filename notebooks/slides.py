@@ -12,6 +12,6 @@ exporter.font_awesome_url = "data:text/css,"
 exporter.reveal_theme = "white"
 exporter.reveal_number = "c/t"
 exporter.reveal_scroll = True
-exporter.reveal_width, exporter.reveal_height = "1200", "720"
+exporter.reveal_width, exporter.reveal_height = "1400", "900"
 # not a setting of nbconvert; the notebooks have no such diagrams
 HTMLExporter.mermaid_js_url = "data:text/javascript,export default {initialize() {}}"

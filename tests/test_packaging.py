@@ -90,6 +90,15 @@ print(pipe("a small red house", steps=1)[0].size[0] >= 32)
     assert run.stdout.splitlines() == [str(wheel / "minidiff" / "_weights"), "True"]
 
 
+def test_the_wheel_folder_of_a_classroom_holds_a_wheel_of_this_package(tmp_path):
+    """README's command, for this package alone: `pip download` would pack the folder, with the wheels, into itself."""
+    (line,) = (line for line in read("README.md").splitlines() if line.endswith(" -w wheels"))
+    words = line.replace("-r requirements.txt editables", "--no-deps --no-build-isolation -e .").split()
+    run = subprocess.run([sys.executable, "-m", *words[:-1], str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [f"minidiff-{minidiff.__version__}-py3-none-any.whl"]
+
+
 def test_the_wheel_installs_the_console_script(wheel):
     (info,) = wheel.glob("minidiff-*.dist-info")
     assert "minidiff = minidiff.cli:main" in (info / "entry_points.txt").read_text()
