@@ -3,6 +3,7 @@
 import diffusers
 import pytest
 import torch
+import transformers
 from diffusers.loaders import single_file_utils
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -155,6 +156,22 @@ def test_names_of_the_real_networks_are_those_that_diffusers_converts(name):
     converted = single_file_utils.convert_ldm_vae_checkpoint(
         dict(named), {"down_block_types": [None] * 4, "up_block_types": [None] * 4})
     assert {key: value.shape for key, value in converted.items()} == {key: value.shape for key, value in vae.items()}
+
+
+@pytest.mark.parametrize("name, more", [*((name, {}) for name in FAMILIES), *(
+    (name, {"in_channels": 9}) for name in ("sd1", "sd2-base", "sdxl")), ("sd1", {"time_cond_proj_dim": 256})])
+def test_the_real_networks_have_the_keys_and_shapes_of_diffusers(name, more):
+    parts = FAMILIES[name]
+    with torch.device("meta"), Blank():
+        unet, vae = UNet(UNetConfig.from_dict({**parts["unet"], **more})), VAE(VAEConfig.from_dict(parts["vae"]))
+        pairs = [(unet, diffusers.UNet2DConditionModel.from_config({**parts["unet"], **more})),
+                 (vae, diffusers.AutoencoderKL.from_config(vae.config.to_dict()))]
+        for values in (parts[key] for key in parts if key.startswith("text")):
+            theirs = getattr(transformers, values["architectures"][0])(transformers.CLIPTextConfig(**values))
+            pairs.append((CLIPText(CLIPTextConfig.from_dict(values)), theirs))
+    for ours, theirs in pairs:                                           # transformers 5.6 dropped one level of names
+        a, b = ({k.removeprefix("text_model."): v.shape for k, v in net.state_dict().items()} for net in (ours, theirs))
+        assert a == b
 
 
 def test_names_of_the_real_controlnet_are_those_that_diffusers_converts():
