@@ -134,16 +134,19 @@ def test_inpainting_repaints_diffusers_picture(models, name, strength):
     same(ours.inpaint(PROMPT, picture(), mask(), strength=strength, steps=6, seed=3, output="tensor"), want)
 
 
-def test_an_inpainted_picture_depends_on_its_seed_alone(models):
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("name", ["inpaint", "sd2", "sdxl"])
+def test_an_inpainted_picture_depends_on_its_seed_alone(models, name, strength):
     """diffusers gives all pictures of a batch the first one's sample of the VAE's posterior."""
-    theirs, ours = models("inpaint")
+    theirs, ours = models(name)
+    pipe = as_class(theirs, f"StableDiffusion{'XL' if name == 'sdxl' else ''}InpaintPipeline")
     arguments = {"image": picture(), "mask_image": mask(), "height": 32, "width": 32, "num_inference_steps": 4,
-                 "output_type": "pt"}
-    alone = theirs(PROMPT, generator=generators(1, 8), **arguments).images
-    batch = theirs(PROMPT, generator=generators(2, 7), num_images_per_prompt=2, **arguments).images
-    got = ours.inpaint(PROMPT, picture(), mask(), steps=4, num_images=2, seed=7, output="tensor")
-    same(got, torch.cat([batch[:1], alone]))
-    assert (batch[1:] - alone).abs().max() > 1e-3
+                 "strength": strength, "guidance_scale": 7.5, "output_type": "pt"}
+    alone = [pipe(PROMPT, generator=generators(1, seed), **arguments).images for seed in (7, 8)]
+    batch = pipe(PROMPT, generator=generators(2, 7), num_images_per_prompt=2, **arguments).images
+    got = ours.inpaint(PROMPT, picture(), mask(), steps=4, strength=strength, num_images=2, seed=7, output="tensor")
+    same(got, torch.cat(alone))
+    assert (batch[1:] - alone[1]).abs().max() > 1e-3
 
 
 # lms and plms: diffusers cuts the list of times, not the history, facts in minidiff.multistep; at strength 1 nothing is
