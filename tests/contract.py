@@ -6,6 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minidiff.data.toys import Mixture
+from minidiff.grid import Grid
+from minidiff.prediction import Pred
+from minidiff.schedule import Level
+
 
 class Made(NamedTuple):
     """For what is made before it is called, a network of a class or a wrapped function: the arguments of both."""
@@ -16,12 +21,28 @@ class Made(NamedTuple):
 
 Rows = tuple[tuple | Made, ...]  # the arguments of one call each
 
+GRID = Grid([Level(2.0, 0.28, 0.96), Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6)])
+PLANE = Mixture(torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.0, 0.5], [0.4, 0.2]]).double(),
+                torch.tensor([0.5, 0.1]).double())
+DOTS = Mixture(torch.tensor([0.5, 0.5]).double(), torch.tensor([[-1.0, 0.5], [0.4, 0.2]]).double(), 0.0)
+STATES = torch.tensor([[0.1, -0.4], [1.2, 0.3], [-0.9, 0.8]]).double()
+
 CASES: dict[str, Rows] = {
     "schedule.linear_betas": ((), (10,), (5, 0.1, 0.3)),
     "schedule.scaled_linear_betas": ((), (10,), (5, 0.1, 0.3)),
     "schedule.cosine_betas": ((), (10,), (50, 0.02, 0.9)),
     "schedule.sigmoid_betas": ((), (10,), (5, 0.1, 0.3)),
     "schedule.amplitudes": ((0.75,), (0.0,), (14.6,), (math.inf,)),
+    "train.losses.posterior": ((GRID[0], GRID[1]), (GRID[0], GRID[2]), (GRID[1], Level(0.0, 1.0, 0.0))),
+    "train.losses.fixed_small": ((GRID,),),
+    "train.losses.fixed_large": ((GRID,),),
+    "train.losses.vlb": tuple((lambda x, level: Pred(x.tanh(), x), x0, GRID, (0.5, 0.3, 0.1), torch.ones_like)
+                              for x0 in (STATES, STATES.view(1, 3, 1, 2))),
+    "exact.log_joint": tuple((mixture, STATES, level) for mixture in (PLANE, DOTS) for level in GRID),
+    "exact.log_density": tuple((mixture, STATES, level) for mixture in (PLANE, DOTS) for level in GRID),
+    "exact.denoiser": (*(Made((mixture,), (STATES, level)) for mixture in (PLANE, DOTS) for level in GRID),
+                       Made((DOTS,), (STATES.view(3, 1, 1, 2), GRID[1]))),
+    "prediction.score": ((Pred(STATES, STATES.sin()), GRID[1]),),
 }
 
 

@@ -1,0 +1,165 @@
+"""Exercises of notebook 02, going back exactly."""
+import math
+
+import torch
+
+from minidiff.teach.check import Exercise
+
+
+def posterior_of(x, x0, alpha, sigma, alpha1, sigma1):
+    """Mean and variance of the state at (alpha1, sigma1), given the noisier x at (alpha, sigma) and the clean x0."""
+    ratio = alpha / alpha1
+    beta = 1 - ratio**2
+    variance = 1 / (ratio**2 / beta + 1 / sigma1**2)
+    return variance * (ratio * x / beta + alpha1 * x0 / sigma1**2), variance
+
+
+def kl(mean, var, mean1, var1):
+    """KL(N(mean, var) ‖ N(mean1, var1)) in nats, entry by entry."""
+    return 0.5 * (var / var1 - 1 - torch.log(var / var1) + (mean - mean1) ** 2 / var1)
+
+
+def eps_weight(alpha, sigma, alpha1, sigma1, v):
+    """The factor that turns |eps error|² into nats, for the step from (alpha, sigma) to (alpha1, sigma1)."""
+    on_x0 = alpha1 * (1 - (alpha / alpha1) ** 2) / sigma**2
+    return on_x0**2 * sigma**2 / (2 * v * alpha**2)
+
+
+def score_of(x, guess, alpha, sigma):
+    """∇ log q(x) of the noisy data, from the denoiser's guess of x0."""
+    return (alpha * guess - x) / sigma**2
+
+
+def gauss(x, x0, likelihood, prior, a, s, a1, s1):
+    """A posterior with these precisions, for the wrong answers."""
+    ratio, variance = a / a1, 1 / (likelihood + prior)
+    return variance * (likelihood * x / ratio + prior * a1 * x0), variance
+
+
+def parts(a, a1, s1):
+    """ratio, beta and the two right precisions."""
+    ratio = a / a1
+    beta = 1 - ratio**2
+    return ratio, beta, ratio**2 / beta, 1 / s1**2
+
+
+def without_alpha1(x, x0, a, s, a1, s1):
+    ratio, beta, likelihood, prior = parts(a, a1, s1)
+    return (ratio * x / beta + x0 / s1**2) / (likelihood + prior), 1 / (likelihood + prior)
+
+
+def swapped(x, x0, a, s, a1, s1):
+    return posterior_of(x0, x, a, s, a1, s1)
+
+
+def of_the_paper(x, x0, a, s, a1, s1):
+    ratio = a / a1
+    beta = 1 - ratio**2
+    return (ratio * s1**2 * x + a1 * beta * x0) / s**2, beta * s1**2 / s**2
+
+
+def by_ratios(x, x0, a, s, a1, s1):
+    r2 = (s1 * a / (a1 * s)) ** 2
+    return r2 * a1 / a * x + a1 * (1 - r2) * x0, s1**2 * (1 - r2)
+
+
+def with_variance(f):
+    """The right mean with another variance, f(beta, right variance, s1)."""
+    def wrong(x, x0, a, s, a1, s1):
+        mean, variance = posterior_of(x, x0, a, s, a1, s1)
+        return mean, f(1 - (a / a1) ** 2, variance, s1)
+    return wrong
+
+
+STATE, CLEAN = torch.linspace(-2, 2, 5, dtype=torch.float64), torch.tensor([0.9, -0.3, 0.5, 0.0, -1.0]).double()
+STEPS = (STATE, CLEAN, 0.6, 0.8, 0.8, 0.6), (STATE, CLEAN, 0.28, 0.96, 0.96, 0.28)
+GAUSSIANS = ((torch.tensor([0.0, 1.0, -0.5]), torch.tensor([1.0, 0.2, 3.0]), torch.tensor([0.0, 0.4, 2.0]),
+              torch.tensor([1.0, 0.7, 0.5])),)
+LEVELS = (0.6, 0.8, 0.8, 0.6, 0.4), (0.28, 0.96, 0.96, 0.28, 0.05)
+GUESSES = (STATE, CLEAN, 0.6, 0.8), (STATE, CLEAN, 0.96, 0.28)
+
+EXERCISES = {
+    "02.1": Exercise(
+        "mean and variance of one step back", 2, 15, posterior_of, STEPS,
+        wrong={
+            "the mean is right, but the variance is beta, that of the step forward: knowing x0 makes it smaller":
+                with_variance(lambda beta, variance, s1: beta),
+            "the mean is right, but this is the standard deviation; the variance is asked for":
+                with_variance(lambda beta, variance, s1: math.sqrt(variance)),
+            "the mean is right, but this is 1/variance, the precision: turn it over at the end":
+                with_variance(lambda beta, variance, s1: 1 / variance),
+            "the mean is right, but the variance is sigma1², that of the state before x was seen":
+                with_variance(lambda beta, variance, s1: s1**2),
+            "the two states are swapped: x is the noisy one, x0 the clean one": swapped,
+            "alpha1 is missing: the second Gaussian has its centre at alpha1·x0, not at x0": without_alpha1,
+            "sigma1 is a standard deviation; the precision is 1/sigma1², not 1/sigma1":
+                lambda x, x0, a, s, a1, s1: gauss(x, x0, parts(a, a1, s1)[2], 1 / s1, a, s, a1, s1),
+            "the first precision is ratio²/beta: dividing by the ratio, to get from x to the state before it, also "
+            "widens the Gaussian":
+                lambda x, x0, a, s, a1, s1: gauss(x, x0, 1 / parts(a, a1, s1)[1], 1 / s1**2, a, s, a1, s1),
+            "the noise of the step is beta = 1 − (alpha/alpha1)²; sigma² is that of all steps up to here":
+                lambda x, x0, a, s, a1, s1: gauss(x, x0, (a / a1) ** 2 / s**2, 1 / s1**2, a, s, a1, s1),
+            "beta is not sigma² − sigma1²: the step also shrinks the noise that was there; it is 1 − (alpha/alpha1)²":
+                lambda x, x0, a, s, a1, s1: gauss(x, x0, (a / a1) ** 2 / (s**2 - s1**2), 1 / s1**2, a, s, a1, s1),
+        },
+        also=(of_the_paper, by_ratios)),
+    "02.2": Exercise(
+        "the KL divergence of two Gaussians", 2, 10, kl, GAUSSIANS,
+        wrong={
+            "this is KL(second ‖ first); the average is over the first": lambda m, v, m1, v1: kl(m1, v1, m, v),
+            "the factor ½ is missing": lambda m, v, m1, v1: 2 * kl(m, v, m1, v1),
+            "−1 is missing: of two equal Gaussians yours is not 0": lambda m, v, m1, v1: kl(m, v, m1, v1) + 0.5,
+            "the logarithm has the wrong sign: it is − log(var/var1)":
+                lambda m, v, m1, v1: kl(m, v, m1, v1) + torch.log(v / v1),
+            "the logarithm is missing: the widths count as well": lambda m, v, m1, v1:
+                kl(m, v, m1, v1) + 0.5 * torch.log(v / v1),
+            "you take var and var1 for standard deviations; they are variances already":
+                lambda m, v, m1, v1: kl(m, v**2, m1, v1**2),
+            "you take the root of var and var1; the formula wants variances":
+                lambda m, v, m1, v1: kl(m, v.sqrt(), m1, v1.sqrt()),
+            "the distance of the means is divided by var1, the variance of the second":
+                lambda m, v, m1, v1: 0.5 * (v / v1 - 1 - torch.log(v / v1) + (m - m1) ** 2 / v),
+            "the distance of the means should be squared":
+                lambda m, v, m1, v1: 0.5 * (v / v1 - 1 - torch.log(v / v1) + (m - m1).abs() / v1),
+            "only the means are compared here; the widths count as well":
+                lambda m, v, m1, v1: 0.5 * (m - m1) ** 2 / v1,
+        },
+        also=(lambda m, v, m1, v1: torch.distributions.kl_divergence(
+                  torch.distributions.Normal(m, v.sqrt()), torch.distributions.Normal(m1, v1.sqrt())),
+              lambda m, v, m1, v1: torch.log((v1 / v).sqrt()) + (v + (m - m1).square()) / (2 * v1) - 0.5)),
+    "02.3": Exercise(
+        "the weight of the eps loss in the bound", 3, 15, eps_weight, LEVELS,
+        wrong={
+            "the factor ½ of the KL divergence is missing": lambda a, s, a1, s1, v: 2 * eps_weight(a, s, a1, s1, v),
+            "this is the weight of |x0 error|²; an error of eps is alpha/sigma times as large, put that in":
+                lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * a**2 / s**2,
+            "alpha/sigma is upside down: the error of x0 is sigma/alpha times that of eps":
+                lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * (a / s) ** 4,
+            "sigma/alpha should be squared: the weight belongs to the squared error":
+                lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * a / s,
+            "c should be squared: the weight belongs to the squared error": lambda a, s, a1, s1, v:
+                eps_weight(a, s, a1, s1, v) / (a1 * (1 - (a / a1) ** 2) / s**2),
+            "v is a variance already: divide by v, not by v²": lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) / v,
+            "divide by v, not by its root: v is what stands below the squared distance": lambda a, s, a1, s1, v:
+                eps_weight(a, s, a1, s1, v) * math.sqrt(v),
+            "v is missing: divide by the variance of the model's step": lambda a, s, a1, s1, v:
+                eps_weight(a, s, a1, s1, v) * v,
+            "the error is right, its sign is not: a squared distance has a positive weight": lambda a, s, a1, s1, v:
+                -eps_weight(a, s, a1, s1, v),
+        },
+        also=(lambda a, s, a1, s1, v: (1 - (a / a1) ** 2) ** 2 / (2 * v * (a / a1) ** 2 * s**2),
+              lambda a, s, a1, s1, v: (a1 * s / a * (1 - (s1 * a / (a1 * s)) ** 2)) ** 2 / (2 * v))),
+    "02.4": Exercise(
+        "the score from a guess of the clean picture", 1, 5, score_of, GUESSES,
+        wrong={
+            "wrong sign: the score points from x towards alpha·guess": lambda x, g, a, s: -score_of(x, g, a, s),
+            "this is −eps; the score is −eps/sigma, so divide by sigma once more":
+                lambda x, g, a, s: (a * g - x) / s,
+            "this is eps: the sign is wrong, and it is to be divided by sigma once more":
+                lambda x, g, a, s: (x - a * g) / s,
+            "sigma is missing: divide by sigma²": lambda x, g, a, s: a * g - x,
+            "alpha is missing: the middle of the noisy states is alpha·guess, not the guess":
+                lambda x, g, a, s: (g - x) / s**2,
+        },
+        also=(lambda x, g, a, s: -((x - a * g) / s) / s, lambda x, g, a, s: a / s**2 * g - x / s**2)),
+}
