@@ -57,12 +57,24 @@ class Reader(Net):
 
     def forward(self, image: Tensor) -> Reading:
         """image (B,3,H,W) in [−1, 1] -> Reading."""
+        parts = self.head(self._maps(image).flatten(1)).split(self.counts, 1)
+        return Reading(dict(zip(SCENE, parts)),
+                       {name: part.unflatten(1, (SLOTS, -1)) for name, part in zip(THING, parts[3:])})
+
+    @torch.inference_mode()
+    def features(self, image: Tensor) -> Tensor:
+        """What `minidiff.metrics` compares pictures by: the last maps, averaged over positions, (B, 4·ch).
+
+        >>> Reader(ReaderConfig(ch=8)).features(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 32])
+        """
+        return self._maps(image).mean((2, 3))
+
+    def _maps(self, image: Tensor) -> Tensor:
         size = self.config.size
         if image.shape[-2:] != (size, size):
             image = F.interpolate(image, (size, size), mode="bilinear", antialias=True)
-        parts = self.head(self.trunk(image).flatten(1)).split(self.counts, 1)
-        return Reading(dict(zip(SCENE, parts)),
-                       {name: part.unflatten(1, (SLOTS, -1)) for name, part in zip(THING, parts[3:])})
+        return self.trunk(image)
 
     @torch.inference_mode()
     def read(self, image: Tensor) -> dict[str, Tensor]:
