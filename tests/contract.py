@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid
 from minidiff.prediction import Pred
-from minidiff.schedule import Level
+from minidiff.schedule import Level, amplitudes
 
 
 class Made(NamedTuple):
@@ -20,6 +20,25 @@ class Made(NamedTuple):
 
 
 Rows = tuple[tuple | Made, ...]  # the arguments of one call each
+
+
+def curved(x: Tensor, level: Level) -> Pred:
+    """A denoiser that is not linear, for samplers."""
+    eps = torch.tanh(x + 0.3) * (0.5 + 0.2 * level.sigma / (level.alpha + level.sigma))
+    return Pred((x - level.sigma * eps) / level.alpha, eps)
+
+
+def reseeded(x: Tensor, level: Level) -> Pred:
+    """The same, for samplers that draw: both sides then draw the same noise."""
+    torch.manual_seed(0)
+    return curved(x, level)
+
+
+NSR = [[8 * (0.1 / 8) ** (i / n) for i in range(n + 1)] for n in (5, 16)]  # noise to signal; few steps and many
+LADDERS = [Grid([Level(0.0, *amplitudes(u)) for u in NSR[1]]), Grid([Level(0.0, 1.0, u) for u in NSR[0]]),
+           Grid([Level(0.0, 1 / (1 + u), u / (1 + u)) for u in [*NSR[0], 0.0]])]
+LINE = torch.linspace(-1.5, 1.5, 8, dtype=torch.float64)
+WALKS: Rows = tuple((curved, LINE, ladder) for ladder in LADDERS)
 
 GRID = Grid([Level(2.0, 0.28, 0.96), Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6)])
 PLANE = Mixture(torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.0, 0.5], [0.4, 0.2]]).double(),
@@ -43,6 +62,11 @@ CASES: dict[str, Rows] = {
     "exact.denoiser": (*(Made((mixture,), (STATES, level)) for mixture in (PLANE, DOTS) for level in GRID),
                        Made((DOTS,), (STATES.view(3, 1, 1, 2), GRID[1]))),
     "prediction.score": ((Pred(STATES, STATES.sin()), GRID[1]),),
+    "prediction.denoiser": tuple(Made((lambda x, t: torch.tanh(x + 0.3) - t / 9, kind), (LINE, level))
+                                 for kind in ("eps", "v") for level in GRID),
+    "samplers.ddim": WALKS,
+    "samplers.ddpm": tuple((reseeded, *row[1:]) for row in WALKS),
+    "guidance.clip": tuple(Made((curved, *ends), (2 * LINE, level)) for ends in ((), (0.0, 0.5)) for level in GRID),
 }
 
 
