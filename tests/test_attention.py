@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from minidiff.nets.attention import Attention, Kept, MapAttention, SpatialTransformer
+from minidiff.nets.attention import Attention, Kept, MapAttention, SpatialTransformer, watched
+from minidiff.nets.unet import UNet, UNetConfig
 
 pytestmark = pytest.mark.quick
 
@@ -52,3 +53,30 @@ def test_linear_and_convolutional_projections_are_the_same_function():
     nets[1].load_state_dict(state)
     x, context = torch.randn(2, 8, 3, 5), torch.randn(2, 7, 6)
     torch.testing.assert_close(nets[0](x, context), nets[1](x, context))
+
+
+@torch.inference_mode()
+def test_watching_notes_the_weights_and_changes_no_bit():
+    torch.manual_seed(0)
+    config = UNetConfig(block_out_channels=(16, 32), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), heads=4, cross_attention_dim=24,
+                        norm_num_groups=8)
+    net = UNet(config).eval()
+    x, context = torch.randn(2, 4, 8, 6), torch.randn(2, 7, 24)
+    plain = net(x, 500, context)
+    with watched(net) as maps:
+        assert torch.equal(net(x, 500, context), plain)
+        assert torch.equal(net(x, 500, Kept(context)), net(x, 500, Kept(context)))
+    assert torch.equal(net(x, 500, context), plain) and all(len(calls) == 3 for calls in maps.values())
+    shapes = {name.rpartition(".")[2]: calls[0].shape for name, calls in maps.items()}
+    assert shapes == {"attn1": (2, 4, 12, 12), "attn2": (2, 4, 12, 7)}
+    assert all(torch.allclose(call.sum(-1), torch.ones(())) for calls in maps.values() for call in calls)
+
+
+def test_what_is_noted_are_the_weights_that_were_used():
+    torch.manual_seed(0)
+    net, x, context = torch.nn.ModuleList([Attention(8, 2, context=6)]), torch.randn(3, 5, 8), torch.randn(3, 7, 6)
+    with watched(net) as maps:
+        out = net[0](x, context)
+    _, v = net[0].keys_values(context)
+    torch.testing.assert_close(net[0].to_out[0]((maps["0"][0] @ v).transpose(1, 2).flatten(2)), out)

@@ -3,6 +3,9 @@
 Attribute names are parameter names, and these are diffusers' (`to_out.0`, `ff.net.0.proj` …).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch  # noqa: F401  (the examples use it)
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +58,41 @@ class Kept(dict):
     def __missing__(self, attention: Attention) -> tuple[Tensor, Tensor]:
         self[attention] = pair = attention.keys_values(self.context)
         return pair
+
+
+@contextmanager
+def watched(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Inside, every call of the net also notes where its attentions look; what it computes stays the same, bit for bit.
+
+        maps = softmax(q kᵀ/√d)
+
+    Yields:
+        {name of the attention in the net: one (B, heads, N, M) tensor per call}. N are the positions of the map, row by
+        row, M those of the map or the context; rows add up to 1. In a U-Net, attn1 looks at the map, attn2 at the
+        prompt.
+
+    >>> net, x = nn.ModuleDict({"attn": Attention(8, heads=2)}), torch.ones(1, 5, 8)
+    >>> with watched(net) as maps:
+    ...     y = net["attn"](x)
+    >>> maps["attn"][0].shape
+    torch.Size([1, 2, 5, 5])
+    """
+    seen: dict[str, list[Tensor]] = {}
+
+    def note(name: str, attention: Attention, inputs: tuple) -> None:
+        x, context = (*inputs, None)[:2]
+        q = split_heads(attention.to_q(x), attention.heads)
+        x = x if context is None else context
+        k, _ = x[attention] if isinstance(x, Kept) else attention.keys_values(x)
+        seen.setdefault(name, []).append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1))
+
+    hooks = [module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, module, inputs))
+             for name, module in net.named_modules() if type(module) is Attention]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
