@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid
+from minidiff.nets.mlp import MLPConfig
 from minidiff.prediction import Pred
-from minidiff.schedule import Level, amplitudes
+from minidiff.schedule import SD, Level, amplitudes
 
 
 class Made(NamedTuple):
@@ -46,6 +47,16 @@ PLANE = Mixture(torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.0, 0.5], [0
 DOTS = Mixture(torch.tensor([0.5, 0.5]).double(), torch.tensor([[-1.0, 0.5], [0.4, 0.2]]).double(), 0.0)
 STATES = torch.tensor([[0.1, -0.4], [1.2, 0.3], [-0.9, 0.8]]).double()
 
+
+def timed(x: Tensor, t: Tensor) -> Tensor:
+    """A network that is not linear and looks at the time."""
+    return torch.tanh(x + t.view(-1, *[1] * (x.ndim - 1)) / 999)
+
+
+KINDS = ("eps", "x0", "v", "flow")
+TIMES = torch.tensor([3, 500, 999])
+NOISY = (torch.tensor([0.995, 0.8, 0.1]).double(), torch.tensor([0.1, 0.6, 0.995]).double())  # alpha and sigma
+
 CASES: dict[str, Rows] = {
     "schedule.linear_betas": ((), (10,), (5, 0.1, 0.3)),
     "schedule.scaled_linear_betas": ((), (10,), (5, 0.1, 0.3)),
@@ -67,6 +78,16 @@ CASES: dict[str, Rows] = {
     "samplers.ddim": WALKS,
     "samplers.ddpm": tuple((reseeded, *row[1:]) for row in WALKS),
     "guidance.clip": tuple(Made((curved, *ends), (2 * LINE, level)) for ends in ((), (0.0, 0.5)) for level in GRID),
+    "nets.layers.sinusoid": ((TIMES, 8), (TIMES.double() / 7, 2)),
+    "nets.mlp.MLP": (Made((MLPConfig(ch=8),), (STATES.float(), TIMES)),
+                     Made((MLPConfig(dim=4, ch=6, layers=1),), (torch.ones(2, 4), 500))),
+    "prediction.coefficients": tuple((kind, 0.8, 0.6) for kind in KINDS),
+    "prediction.target": tuple((kind, STATES, STATES.sin(), 0.8, 0.6) for kind in KINDS),
+    "prediction.split": tuple((kind, STATES, STATES.sin(), 0.8, 0.6) for kind in KINDS),
+    "train.losses.diffusion": tuple((timed, kind, SD, x0, TIMES, x0.sin())
+                                    for kind in KINDS for x0 in (STATES.float(), STATES.float().view(3, 2, 1, 1))),
+    "train.losses.implied_weight": tuple((kind, *pair) for kind in KINDS for pair in ((0.8, 0.6), NOISY)),
+    "train.losses.min_snr": tuple((kind, *NOISY, *gamma) for kind in KINDS for gamma in ((), (2.0,))),
 }
 
 
