@@ -88,6 +88,15 @@ CASES: dict[str, Rows] = {
                                     for kind in KINDS for x0 in (STATES.float(), STATES.float().view(3, 2, 1, 1))),
     "train.losses.implied_weight": tuple((kind, *pair) for kind in KINDS for pair in ((0.8, 0.6), NOISY)),
     "train.losses.min_snr": tuple((kind, *NOISY, *gamma) for kind in KINDS for gamma in ((), (2.0,))),
+    "samplers.euler": WALKS,
+    "samplers.heun": WALKS,
+    "samplers.euler_ancestral": tuple((reseeded, *row[1:]) for row in WALKS),
+    "samplers.dpmpp_2m": WALKS,
+    "multistep.lagrange_integrals": (([1.0], 1.0, 0.4), ([1.0, 2.0], 1.0, 0.0), ([0.4, 0.9, 1.7, 3.1], 0.4, 0.1)),
+    "multistep.lms": WALKS,
+    "multistep._corrector": ((0.5, 0.3), (0.1, 0.4)),
+    "multistep.unipc": WALKS,
+    "grid.karras": ((3, 10.0, 0.1), (12, 14.6, 0.03), (5, 80.0, 0.002, 3.0)),
 }
 
 
