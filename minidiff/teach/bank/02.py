@@ -48,6 +48,17 @@ def without_alpha1(x, x0, a, s, a1, s1):
     return (ratio * x / beta + x0 / s1**2) / (likelihood + prior), 1 / (likelihood + prior)
 
 
+def with_alpha(x, x0, a, s, a1, s1):
+    return posterior_of(x, x0 * a / a1, a, s, a1, s1)
+
+
+def inverted(x, x0, a, s, a1, s1):
+    ratio = a1 / a
+    beta = 1 - ratio**2
+    variance = 1 / (ratio**2 / beta + 1 / s1**2)
+    return variance * (ratio * x / beta + a1 * x0 / s1**2), variance
+
+
 def swapped(x, x0, a, s, a1, s1):
     return posterior_of(x0, x, a, s, a1, s1)
 
@@ -71,11 +82,14 @@ def with_variance(f):
     return wrong
 
 
-STATE, CLEAN = torch.linspace(-2, 2, 5, dtype=torch.float64), torch.tensor([0.9, -0.3, 0.5, 0.0, -1.0]).double()
-STEPS = (STATE, CLEAN, 0.6, 0.8, 0.8, 0.6), (STATE, CLEAN, 0.28, 0.96, 0.96, 0.28)
+# from (0.6, 0.8) to (0.8, 0.6) would not do: where sigma = alpha1 and sigma1 = alpha, a wrong formula can be right
+STATE = torch.tensor([-2.0, -0.9, 0.2, 1.1, 1.7], dtype=torch.float64)
+CLEAN = torch.tensor([0.9, -0.3, 0.5, 0.0, -1.0], dtype=torch.float64)
+NEAR, FAR = (0.6, 0.8, 12 / 13, 5 / 13), (0.28, 0.96, 15 / 17, 8 / 17)  # alpha, sigma, alpha1, sigma1
+STEPS = (STATE, CLEAN, *NEAR), (STATE, CLEAN, *FAR)
 GAUSSIANS = ((torch.tensor([0.0, 1.0, -0.5]), torch.tensor([1.0, 0.2, 3.0]), torch.tensor([0.0, 0.4, 2.0]),
               torch.tensor([1.0, 0.7, 0.5])),)
-LEVELS = (0.6, 0.8, 0.8, 0.6, 0.4), (0.28, 0.96, 0.96, 0.28, 0.05)
+LEVELS = (*NEAR, 0.4), (*FAR, 0.05)
 GUESSES = (STATE, CLEAN, 0.6, 0.8), (STATE, CLEAN, 0.96, 0.28)
 
 EXERCISES = {
@@ -99,6 +113,10 @@ EXERCISES = {
                 lambda x, x0, a, s, a1, s1: gauss(x, x0, 1 / parts(a, a1, s1)[1], 1 / s1**2, a, s, a1, s1),
             "the noise of the step is beta = 1 − (alpha/alpha1)²; sigma² is that of all steps up to here":
                 lambda x, x0, a, s, a1, s1: gauss(x, x0, (a / a1) ** 2 / s**2, 1 / s1**2, a, s, a1, s1),
+            "beta is 1 − ratio², with the square: it is a variance":
+                lambda x, x0, a, s, a1, s1: gauss(x, x0, (a / a1) ** 2 / (1 - a / a1), 1 / s1**2, a, s, a1, s1),
+            "the ratio is upside down: it is alpha/alpha1, below 1, what a step leaves of the state": inverted,
+            "x0 is multiplied by alpha1, the amplitude at the state that is asked for, not by alpha": with_alpha,
             "beta is not sigma² − sigma1²: the step also shrinks the noise that was there; it is 1 − (alpha/alpha1)²":
                 lambda x, x0, a, s, a1, s1: gauss(x, x0, (a / a1) ** 2 / (s**2 - s1**2), 1 / s1**2, a, s, a1, s1),
         },
@@ -135,6 +153,14 @@ EXERCISES = {
                 lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * a**2 / s**2,
             "alpha/sigma is upside down: the error of x0 is sigma/alpha times that of eps":
                 lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * (a / s) ** 4,
+            "the error of x0 is sigma/alpha times that of eps at the noisier level, where the guess is made; you take "
+            "sigma1/alpha1": lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * (s1 * a / (a1 * s)) ** 2,
+            "c has alpha1, the amplitude nearer to the data, not alpha":
+                lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * (a / a1) ** 2,
+            "in c, beta is divided by sigma², the variance at the noisier level, not by sigma1²":
+                lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * (s / s1) ** 4,
+            "beta is 1 − (alpha/alpha1)², with the square: it is a variance":
+                lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) / (1 + a / a1) ** 2,
             "sigma/alpha should be squared: the weight belongs to the squared error":
                 lambda a, s, a1, s1, v: eps_weight(a, s, a1, s1, v) * a / s,
             "c should be squared: the weight belongs to the squared error": lambda a, s, a1, s1, v:
