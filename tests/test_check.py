@@ -1,4 +1,6 @@
 """Exercises that answer: what `check` says of right, wrong, broken and missing answers. The bank: test_notebooks.py."""
+import math
+
 import pytest
 import torch
 
@@ -56,6 +58,11 @@ class Unprintable:
 def test_judge(answer, mark, words):
     verdict = judge("01.1", answer)
     assert verdict.mark == mark and words in verdict.sentence and "\n" not in verdict.sentence
+
+
+def test_a_known_wrong_answer_may_stop():
+    assert "upside down" in judge("04.3", lambda a, s, a1, s1, eta: math.sqrt(1 - (a1 * s / (s1 * a)) ** 2)).sentence
+    assert "stops with ZeroDivisionError" in judge("04.3", lambda *row: 1 / 0).sentence
 
 
 def test_two_results_in_one_tensor_are_asked_for_separately():

@@ -23,7 +23,7 @@ class Exercise:
         title: what is to be done. difficulty: 1 to 3 stars. minutes: how long it takes.
         solution: the function the reader is asked for.
         inputs: argument tuples on which an answer is compared with the solution.
-        wrong: known wrong answers: the sentence that each deserves -> the function.
+        wrong: known wrong answers: the sentence that each deserves -> the function, which may raise what theirs raises.
         also: right answers that are written differently, for the tests.
         rtol, atol: tolerance of the comparison.
     """
@@ -77,10 +77,9 @@ def judge(name: str, f: Callable | Any) -> Verdict:
     answers, wanted = [], [exercise.solution(*copy.deepcopy(row)) for row in exercise.inputs]
     for row in exercise.inputs:
         given = copy.deepcopy(row)
-        try:
-            answers.append(f(*given))
-        except (Exception, SystemExit) as error:  # whatever a reader's code does, the notebook goes on
-            return Verdict(WRONG, f"it stops with {type(error).__name__}: {' '.join(str(error).split())}")
+        answers.append(_outcome(f, given))
+        if isinstance(answers[-1], _Stopped):
+            break
         if answers[-1] is ... or answers[-1] is None:
             return Verdict(NOT_TRIED, "not attempted yet")
         if not all(_same(a, b, 0.0, 0.0) for a, b in zip(given, row)):
@@ -88,8 +87,10 @@ def judge(name: str, f: Callable | Any) -> Verdict:
     if _all_same(answers, wanted, exercise):
         return Verdict(RIGHT, exercise.title)
     for sentence, wrong in exercise.wrong.items():
-        if _all_same(answers, [wrong(*copy.deepcopy(row)) for row in exercise.inputs], exercise):
+        if _all_same(answers, [_outcome(wrong, copy.deepcopy(row)) for row in exercise.inputs], exercise):
             return Verdict(WRONG, sentence)
+    if isinstance(answers[-1], _Stopped):
+        return Verdict(WRONG, f"it stops with {answers[-1]}")
     return Verdict(WRONG, next(_difference(row, a, b) for row, a, b in zip(exercise.inputs, answers, wanted)
                                if not _same(a, b, exercise.rtol, exercise.atol)))
 
@@ -117,6 +118,17 @@ def report() -> None:
 
 check.report = report
 _session: dict[str, Verdict] = {}  # the last verdict of each exercise
+
+
+class _Stopped(str):
+    """Not an answer: the exception with which a function stopped."""
+
+
+def _outcome(f: Callable, row: tuple) -> Any:
+    try:
+        return f(*row)
+    except (Exception, SystemExit) as error:  # whatever a reader's code does, the notebook goes on
+        return _Stopped(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _all_same(answers: list, wanted: list, exercise: Exercise) -> bool:

@@ -77,12 +77,20 @@ EXERCISES = {
             "the root goes over all of (4.3): beside √beta stands sigma1/sigma, not its square, 1 − alpha_bar without "
             "its root": step_of(lambda b, s, s1: s1**2 / s**2 * math.sqrt(b)),
             "the ratio is upside down: it is sigma1/sigma, the smaller over the larger":
-                step_of(lambda b, s, s1: s / s1 * math.sqrt(b) if s1 else 0.0),
+                step_of(lambda b, s, s1: s / s1 * math.sqrt(b)),
+            "now and next are swapped: sigma belongs to x, sigma1 to the next state":
+                lambda x, e, z, b, s, s1: ancestral_step(x, e, z, b, s1, s),
             "this is the mean alone; the fresh noise is missing": step_of(lambda b, s, s1: 0.0),
             "eps is scaled by beta/sigma², as if 1 − alpha_bar were its root: it is beta/sigma":
                 lambda x, e, z, b, s, s1: ancestral_step(x, e / s, z, b, s, s1),
+            "eps is scaled by beta/sigma, not by √beta, which is the noise that the step forward added":
+                lambda x, e, z, b, s, s1: (x - math.sqrt(b) * e) / math.sqrt(1 - b) + s1 / s * math.sqrt(b) * z,
+            "eps is scaled by beta/sigma, not by beta alone":
+                lambda x, e, z, b, s, s1: ancestral_step(x, s * e, z, b, s, s1),
             "wrong sign: the estimated noise is taken away, not added":
                 lambda x, e, z, b, s, s1: ancestral_step(x, -e, z, b, s, s1),
+            "brackets: √(1 − beta) divides all of x − beta/sigma·eps, not x alone":
+                lambda x, e, z, b, s, s1: x / math.sqrt(1 - b) - b / s * e + s1 / s * math.sqrt(b) * z,
             "alpha_bar for alpha: the state is divided by √(1 − beta), what one step shrank, not by all of "
             "√(1 − sigma²)": lambda x, e, z, b, s, s1: (x - b / s * e) / math.sqrt(1 - s * s) + s1 / s * b**0.5 * z,
             "this shrinks the state once more: the step forward multiplied by √(1 − beta), so divide by it":
@@ -104,6 +112,8 @@ EXERCISES = {
                 lambda x, e, a, s, a1, s1: a1 * (x - s * s * e) / a + s1 * e,
             "alpha_bar for alpha: the guess is scaled by alpha1, not by its square":
                 lambda x, e, a, s, a1, s1: a1**2 * (x - s * e) / a + s1 * e,
+            "the guess is scaled by alpha1, of the next state, not by alpha":
+                lambda x, e, a, s, a1, s1: x - s * e + s1 * e,
             "alpha_bar for alpha: the guess is divided by alpha, not by its square":
                 lambda x, e, a, s, a1, s1: a1 * (x - s * e) / a**2 + s1 * e,
             "the guess of x0 is not divided by alpha, see (4.1)":
@@ -128,6 +138,10 @@ EXERCISES = {
             "1 − r² stands under a root": lambda a, s, a1, s1, eta: eta * s1 * (1 - (s1 * a / (a1 * s)) ** 2),
             "r is squared under the root": lambda a, s, a1, s1, eta: eta * s1 * math.sqrt(1 - s1 * a / (a1 * s)),
             "eta stands outside of the root": lambda a, s, a1, s1, eta: math.sqrt(eta) * fresh(a, s, a1, s1, 1.0),
+            "eta is not squared: w is a standard deviation, eta² belongs to w²":
+                lambda a, s, a1, s1, eta: eta**2 * fresh(a, s, a1, s1, 1.0),
+            "r is upside down: it is the smaller noise-to-signal ratio, after the step, over the larger, before it":
+                lambda a, s, a1, s1, eta: eta * s1 * math.sqrt(1 - (a1 * s / (s1 * a)) ** 2),
             "eta is missing": lambda a, s, a1, s1, eta: fresh(a, s, a1, s1, 1.0),
             "sigma1 in front is missing": lambda a, s, a1, s1, eta: eta * math.sqrt(1 - (s1 * a / (a1 * s)) ** 2),
             "beta instead of the posterior variance: the factor in front is sigma1, of the next level, not sigma; that "
