@@ -94,7 +94,7 @@ CASES: dict[str, Rows] = {
     "samplers.dpmpp_2m": WALKS,
     "multistep.lagrange_integrals": (([1.0], 1.0, 0.4), ([1.0, 2.0], 1.0, 0.0), ([0.4, 0.9, 1.7, 3.1], 0.4, 0.1)),
     "multistep.lms": WALKS,
-    "multistep._corrector": ((0.5, 0.3), (0.1, 0.4)),
+    "multistep.corrector": ((0.5, 0.3), (0.1, 0.4)),
     "multistep.unipc": WALKS,
     "grid.karras": ((3, 10.0, 0.1), (12, 14.6, 0.03), (5, 80.0, 0.002, 3.0)),
 }

@@ -13,7 +13,7 @@ def euler_step(x, eps, alpha, sigma, alpha1, sigma1):
 
 
 def order_of_the_run(p, first):
-    """p, the order once the past is full; first, a list with the q of each first step -> the order of the run."""
+    """p, the order with a full past; first, a list, perhaps empty, with each first step's q -> the order of the run."""
     return min([p, *first])
 
 
@@ -23,14 +23,16 @@ def extrapolated(x0, before, h, h_before):
 
 
 def karras_levels(n, high, low, rho):
-    """n levels from high to low, evenly spaced in their rho-th root -> a list of n numbers."""
+    """n levels from high to low, evenly spaced in their rho-th root -> a Python list of n numbers."""
     first, last = high ** (1 / rho), low ** (1 / rho)
     return [(first + i / (n - 1) * (last - first)) ** rho for i in range(n)]
 
 
 X, EPS = torch.tensor([[1.0, -0.5], [2.0, 0.3]]), torch.tensor([[0.4, 1.2], [-0.7, 0.1]])
-STEPS = (X, EPS, 0.6, 0.8, 0.8, 0.6), (X, EPS, 0.28, 0.96, 0.6, 0.8), (X, EPS, 1.0, 5.0, 1.0, 2.0)
-RUNS = (1, []), (2, [2]), (2, [3]), (3, [2, 3]), (4, [2, 3, 4]), (3, [3, 3]), (5, [4, 6]), (3, [5, 2])
+STEPS = (X, EPS, 0.6, 0.8, 0.8, 0.6), (X, EPS, 0.28, 0.96, 0.6, 0.8), (X, EPS, 1.0, 5.0, 1.0, 2.0), \
+    (X, EPS, 0.6, 0.8, torch.tensor(1.0), torch.tensor(0.0))  # of tensors 1/0 is inf: u upside down gets its sentence
+RUNS = (1, []), (2, [2]), (2, [3]), (3, [2, 3]), (4, [2, 3, 4]), (3, [3, 3]), (5, [4, 6]), (3, [5, 2]), \
+    (5, [5, 4, 3, 6]), (6, [5, 5])
 LINES = (X, EPS, 0.5, 0.25), (X, EPS, 0.2, 0.7), (X, EPS, 0.4, 0.4)
 LEVELS = (3, 10.0, 0.1, 7.0), (5, 14.6, 0.03, 7.0), (4, 80.0, 0.002, 3.0)
 
@@ -52,6 +54,12 @@ EXERCISES = {
                 lambda x, e, a, s, a1, s1: a1 * (x / a + ((s1 / a1) ** 2 - (s / a) ** 2) * e),
             "this is right only where alpha is 1: the step is that of sigma/alpha, not of sigma":
                 lambda x, e, a, s, a1, s1: x + (s1 - s) * e,
+            "y is right, but the step is that of u: sigma1/alpha1 − sigma/alpha, not sigma1 − sigma":
+                lambda x, e, a, s, a1, s1: a1 * (x / a + (s1 - s) * e),
+            "alpha1 multiplies the whole of y', the step (u' − u)·eps too":
+                lambda x, e, a, s, a1, s1: a1 * x / a + (s1 / a1 - s / a) * e,
+            "alpha1 multiplies the whole of y', the old y too":
+                lambda x, e, a, s, a1, s1: x / a + a1 * (s1 / a1 - s / a) * e,
             "this goes all the way to u = 0: the noise of the new level, sigma1·eps, is missing":
                 lambda x, e, a, s, a1, s1: a1 * (x - s * e) / a,
         },
@@ -69,6 +77,18 @@ EXERCISES = {
             "the sum is as large as its largest part, and for small h that is the one with the smallest power":
                 lambda p, first: max([p, *first]),
             "look at every one of the first steps, not only at the very first": lambda p, first: min([p, *first[:1]]),
+            "look at every one of the first steps, not only at two of them": lambda p, first: min([p, *first[:2]]),
+            "look at every one of the first steps, not only at the very first and the last of them":
+                lambda p, first: min([p, *first[:1], *first[-1:]]),
+            "look at every one of the first steps, not only at the last": lambda p, first: min([p, *first[-1:]]),
+            "the idea is right, but where first is empty min gets a single number and stops: give it a list":
+                lambda p, first: min(p, *first),
+            "of the first steps the worst counts, the one with the smallest q":
+                lambda p, first: min(p, max(first, default=p)),
+            "the smallest power is what counts, of the first steps and of p":
+                lambda p, first: max(first, default=p),
+            "LMS here stops at four values, but the question is about any method: the order may be above 4":
+                lambda p, first: min([p, *first, 4]),
         },
         also=(lambda p, first: sorted([*first, p])[0],
               lambda p, first: round(math.log2(sum(2.0 ** (-60 * q) for q in [p, *first])) / -60))),
@@ -101,6 +121,8 @@ EXERCISES = {
                 lambda n, *rest: karras_levels(n + 1, *rest),
             "these are still the roots: raise them to the power rho":
                 lambda n, *rest: [u ** (1 / rest[-1]) for u in karras_levels(n, *rest)],
+            "these are the right levels, in a tensor or an array: return them as a list, with .tolist()":
+                lambda *row: torch.tensor(karras_levels(*row)),
             "this is even in u itself: the steps have to be even in u^(1/rho)":
                 lambda n, high, low, rho: karras_levels(n, high, low, 1.0),
             "this is even in log u, what rho without end would give":
