@@ -65,6 +65,16 @@ def test_a_known_wrong_answer_may_stop():
     assert "stops with ZeroDivisionError" in judge("04.3", lambda *row: 1 / 0).sentence
 
 
+def test_noise_drawn_in_an_answer_is_named_and_the_readers_own_goes_on():
+    def fresh(net, x0, eps, t, a, s):
+        return (net(a[t][:, None] * x0 + s[t][:, None] * torch.randn(x0.shape), t) - eps).square().mean()
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    assert "another noise" in judge("03.1", fresh).sentence
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_two_results_in_one_tensor_are_asked_for_separately():
     stacked = judge("01.2", lambda snr: torch.stack([(snr / (1 + snr)).sqrt(), (1 / (1 + snr)).sqrt()]))
     assert stacked.mark == WRONG and stacked.sentence.endswith("; 2 separate results are asked for")

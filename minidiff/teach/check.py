@@ -125,8 +125,10 @@ class _Stopped(str):
 
 
 def _outcome(f: Callable, row: tuple) -> Any:
+    """What f returns, or how it stops; the noise it draws is the same each time, so it can be a known mistake."""
     try:
-        return f(*row)
+        with torch.random.fork_rng(devices=[]):  # puts the generator back, for the next call and for the reader
+            return f(*row)
     except (Exception, SystemExit) as error:  # whatever a reader's code does, the notebook goes on
         return _Stopped(f"{type(error).__name__}: {' '.join(str(error).split())}")
 

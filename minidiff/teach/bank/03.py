@@ -1,4 +1,6 @@
 """Exercises of notebook 03, the ε-loss."""
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -27,9 +29,12 @@ def from_v(x, v, alpha, sigma):
     return alpha * x - sigma * v, sigma * x + alpha * v
 
 
-def wavy(x, t):
-    """Stands for a network."""
-    return torch.sin(3 * x + 0.5 * t[:, None])
+@dataclass(frozen=True)
+class Net:
+    """Stands for a network; a class, because it has a name that can be printed."""
+
+    def __call__(self, x, t):
+        return torch.sin(3 * x + 0.5 * t[:, None])
 
 
 def off(answer):
@@ -47,7 +52,7 @@ def mixed(a, s, x0, eps):
 ALPHA = torch.tensor([0.995, 0.9, 0.6, 0.2])
 SIGMA = (1 - ALPHA**2).sqrt()
 G = torch.Generator().manual_seed(0)
-BATCH = tuple((wavy, torch.randn(2, 2, generator=G), torch.randn(2, 2, generator=G), torch.tensor(t), ALPHA, SIGMA)
+BATCH = tuple((Net(), torch.randn(2, 2, generator=G), torch.randn(2, 2, generator=G), torch.tensor(t), ALPHA, SIGMA)
               for t in ([0, 2], [3, 1], [2, 2]))  # as many points as coordinates: where broadcasting does not complain
 LEVELS = tuple((ALPHA, SIGMA, s) for s in (1.0, 0.5, 2.0)) + ((torch.tensor(0.8), torch.tensor(0.6), 0.25),)
 PAIRS = tuple((torch.randn(5, 2, generator=G), torch.randn(5, 2, generator=G), a, (1 - a * a) ** 0.5)
@@ -69,6 +74,12 @@ EXERCISES = {
                 lambda net, x0, eps, t, a, s: (net(x0, t) - eps).square().mean(),
             "the target was scaled by sigma: the network estimates the unit noise eps, not the share of it in x":
                 lambda net, x0, eps, t, a, s: F.mse_loss(net(mixed(a[t], s[t], x0, eps), t), s[t][:, None] * eps),
+            "another noise is in the state; it must be the eps of the target, or nothing about it can be learned":
+                lambda net, x0, eps, t, a, s: F.mse_loss(net(mixed(a[t], s[t], x0, torch.randn_like(eps)), t), eps),
+            "the target is another noise; it must be the eps of the state, or nothing about it can be learned":
+                off(lambda x, out, x0, eps: out - torch.randn_like(eps)),
+            "fresh noise is drawn; take the eps that is given, for the state and as the target":
+                lambda net, x0, eps, t, a, s: l_simple(net, x0, torch.randn_like(eps), t, a, s),
             "this adds up the coordinates, so it is D times too large: average over them as well":
                 lambda *row: 2 * l_simple(*row),
             "this adds up everything; average over points and coordinates": lambda *row: 4 * l_simple(*row),
@@ -127,6 +138,10 @@ EXERCISES = {
             "alpha and sigma are swapped": lambda x, v, a, s: (s * x - a * v, a * x + s * v),
             "alpha² and sigma² for alpha and sigma: nothing is squared, because alpha² + sigma² = 1 is already used":
                 lambda x, v, a, s: (a**2 * x - s**2 * v, s**2 * x + a**2 * v),
+            "in both the v has the wrong sign: x0 = alpha·x − sigma·v and eps = sigma·x + alpha·v":
+                lambda x, v, a, s: (a * x + s * v, s * x - a * v),
+            "x0 is right; x − alpha·x0 is sigma·eps, so it remains to divide it by sigma":
+                lambda x, v, a, s: (a * x - s * v, s * (s * x + a * v)),
             "v was taken for eps: (x − sigma·v)/alpha is right for a network that predicts eps":
                 lambda x, v, a, s: ((x - s * v) / a, v),
             "v was taken for x0: (x − alpha·v)/sigma is right for a network that predicts x0":
