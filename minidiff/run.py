@@ -129,7 +129,7 @@ def _prepare(model: Model, prompt: str | list[str] | None, s: Settings) -> Itera
         rest = _latents(model, image * (1 - mask), generators, s)
         more = torch.cat([hole, rest], 1) if repaints else None
     calls = functools.partial(control.calls, sampler, levels, options)
-    net = _net(model, control.prepare(s.controls, unet, factor, shape, calls), more)
+    net = _net(model, control.prepare(s.controls, unet, factor, shape, calls), more, 1 if uncond is None else 2)
     if uncond is None:
         net = functools.partial(net, **cond)
     else:
@@ -154,18 +154,21 @@ def _repaints(inputs: int, channels: int, s: Settings) -> bool:
     return inputs != channels
 
 
-def _net(model: Model, controls: list[tuple], more: Tensor | None) -> Callable:
+def _net(model: Model, controls: list[tuple], more: Tensor | None, copies: int) -> Callable:
     """The U-Net in its own dtype on a float32 state; a prompt's keys and values are computed only once.
 
     Args:
         controls: see `control.prepare`. more: further channels of the state, for an inpainting U-Net.
+        copies: how often the same states will stand in a batch, each time with other prompts.
     """
     kept, dtype = functools.cache(Kept), model.unet.conv_in.weight.dtype
 
-    def told(part: Callable) -> Callable:
-        return part if model.compiled else lambda x, t, context, **cond: part(x, t, kept(context), **cond)
+    def told(part: Callable, copies: int = 1) -> Callable:
+        if model.compiled:
+            return part
+        return lambda x, t, context, **cond: part(x[:len(x) // copies], t, kept(context), **cond)
 
-    net = told(model.unet) if more is None else guidance.extended(told(model.unet), more.to(dtype))
+    net = told(model.unet, copies) if more is None else guidance.extended(told(model.unet, copies), more.to(dtype))
     for controlnet, hint, scales, guess in controls:
         net = guidance.controlled(net, told(controlnet), hint.to(model.device), scales, guess=guess)
     # t as a tensor: a net would be compiled anew for each number

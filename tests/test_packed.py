@@ -14,6 +14,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def every_layer_counts(monkeypatch):
+    monkeypatch.setattr(module, "SMALLEST", 0)
+
+
 @pytest.fixture(scope="module")
 def unet() -> UNet:
     torch.manual_seed(0)
@@ -49,6 +54,15 @@ def test_large_weights_are_used_as_they_are(unet, monkeypatch):
     with packed(unet):
         inside = unet(x, 500.0, context)
     torch.testing.assert_close(inside, unet(x, 500.0, context), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_small_products_stay_plain(monkeypatch):
+    linear, x = nn.Linear(64, 48), torch.randn(5, 64)
+    monkeypatch.setattr(module, "SMALLEST", 5 * 64 * 48 + 1)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    with packed(linear):
+        assert torch.equal(linear(x), linear(x))
 
 
 @torch.inference_mode()

@@ -77,7 +77,7 @@ def test_the_stream_checks_its_settings_at_once(pipe):
 
 def test_guidance_off_is_one_conditional_call(pipe):
     seen = []
-    hook = pipe.unet.register_forward_pre_hook(lambda net, args, kwargs: seen.append(len(args[0])), with_kwargs=True)
+    hook = pipe.unet.register_forward_hook(lambda net, args, out: seen.append(len(out)))
     off = tensor(pipe, guidance_scale=1.0, negative_prompt="a tree")
     tensor(pipe, guidance_scale=2.0)
     hook.remove()

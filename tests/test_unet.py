@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from minidiff.nets.attention import Kept
 from minidiff.nets.unet import UNet, UNetConfig
 
 pytestmark = pytest.mark.quick
@@ -108,3 +109,20 @@ def test_a_net_without_context_attends_to_itself_only():
 def test_too_few_residuals_are_noticed():
     with pytest.raises(ValueError):
         UNet(TINY)(torch.zeros(1, 2, 4, 4), 1, torch.zeros(1, 1, 6), residuals=(torch.zeros(1),) * 3)
+
+
+LATE = {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
+NEVER = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2, "mid_block_type": None}
+
+
+@pytest.mark.parametrize("config", [{}, LATE, NEVER, {**LATE, "num_class_embeds": 3}],
+                         ids=["at-once", "late", "never", "classes"])
+def test_several_prompts_for_one_state_equal_copies_of_it(config):
+    torch.manual_seed(0)
+    net = UNet(UNetConfig.from_dict({**TINY.to_dict(), **config})).eval()
+    x, context = torch.randn(2, 2, 8, 6), torch.randn(4, 7, TINY.cross_attention_dim)
+    more = {"vec": torch.tensor([0, 1, 2, 0])} if config.get("num_class_embeds") else {}
+    truth = net(torch.cat([x, x]), 300, context, **more)
+    torch.testing.assert_close(net(x, 300, context, **more), truth)
+    torch.testing.assert_close(net(x, 300, Kept(context), **more), truth)

@@ -95,6 +95,16 @@ def watched(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
             hook.remove()
 
 
+def spread(x: Tensor, context: Tensor | Kept | None) -> Tensor:
+    """Maps (B, C, H, W) repeated to as many rows as the context has, k·B: what is the same for several prompts.
+
+    >>> spread(torch.zeros(1, 8, 4, 3), torch.ones(2, 7, 6)).shape
+    torch.Size([2, 8, 4, 3])
+    """
+    rows = len(x) if context is None else len(context.context if isinstance(context, Kept) else context)
+    return x if rows == len(x) else torch.cat([x] * (rows // len(x)))    # repeat() would lose channels_last
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, C) → (B, heads, N, C/heads), a view."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minidiff.io import rename
 from minidiff.io.weights import State
-from minidiff.nets.attention import Kept, SpatialTransformer
+from minidiff.nets.attention import Kept, SpatialTransformer, spread
 from minidiff.nets.layers import Config, Downsample, Embedding, Net, ResBlock, sinusoid
 
 CROSS = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D"}
@@ -194,7 +194,7 @@ class Block(nn.Module):
         for j, resnet in enumerate(self.resnets):
             x = resnet(x, emb)
             if self.attentions:
-                x = self.attentions[j](x, context)
+                x = self.attentions[j](spread(x, context), context)
             maps.append(x)
         for down in self.downsamplers:
             maps.append(down(x))
@@ -204,7 +204,7 @@ class Block(nn.Module):
         """Residual blocks with attention between them."""
         x = self.resnets[0](x, emb)
         for attention, resnet in zip(self.attentions, self.resnets[1:]):
-            x = resnet(attention(x, context), emb)
+            x = resnet(attention(spread(x, context), context), emb)
         return x
 
     def up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | Kept | None) -> Tensor:

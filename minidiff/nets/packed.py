@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.nets.attention import Pointwise
 
 LARGEST = 2**20  # numbers in a weight that is kept twice; next to the use of a larger one, laying it out costs little
+SMALLEST = 2**22  # products in a linear layer; below, calling the packed kernel costs more than it gains
 OPS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight", "_reorder_linear_weight")
 
 
@@ -64,6 +66,8 @@ def _linear(layer: nn.Linear | Pointwise) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
+        if rows * weight.numel() < SMALLEST:
+            return F.linear(x, weight, layer.bias)
         if rows not in weights:
             small = weight.numel() <= LARGEST
             weights[rows] = ops._reorder_linear_weight(weight, rows) if small else weight
