@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid
 from minidiff.nets.mlp import MLPConfig
+from minidiff.nets.unet import UNetConfig
 from minidiff.prediction import Pred
 from minidiff.schedule import SD, Level, amplitudes
 
@@ -57,6 +58,11 @@ KINDS = ("eps", "x0", "v", "flow")
 TIMES = torch.tensor([3, 500, 999])
 NOISY = (torch.tensor([0.995, 0.8, 0.1]).double(), torch.tensor([0.1, 0.6, 0.995]).double())  # alpha and sigma
 
+MAPS = torch.linspace(-2, 2, 192).sin().view(2, 4, 6, 4) * torch.linspace(1, 2, 4)
+UNET = UNetConfig(block_out_channels=(8, 12), layers_per_block=2, heads=2, cross_attention_dim=4, norm_num_groups=4,
+                  down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                  up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+
 CASES: dict[str, Rows] = {
     "schedule.linear_betas": ((), (10,), (5, 0.1, 0.3)),
     "schedule.scaled_linear_betas": ((), (10,), (5, 0.1, 0.3)),
@@ -96,6 +102,13 @@ CASES: dict[str, Rows] = {
     "multistep.lms": WALKS,
     "multistep.corrector": ((0.5, 0.3), (0.1, 0.4)),
     "multistep.unipc": WALKS,
+    "nets.layers.ResBlock": (Made((4, 6, 8, 2, 1e-5), (MAPS, STATES[:2].float().repeat(1, 4))),
+                             Made((4, 4, 8, 4, 1e-3), (MAPS, STATES[:1].float().repeat(1, 4)))),
+    "nets.layers.Downsample": (Made((4,), (MAPS,)),),
+    "nets.layers.Upsample": (Made((4,), (MAPS,)),),
+    "nets.layers.Embedding": (Made((4, 16), (MAPS[:, :, 0, 0],)),),
+    "nets.unet.UNet": (Made((UNET,), (MAPS, TIMES[:2], MAPS.flatten(2).transpose(1, 2))),
+                       Made((UNET,), (MAPS, 7.5, MAPS.flatten(2).transpose(1, 2)))),
     "grid.karras": ((3, 10.0, 0.1), (12, 14.6, 0.03), (5, 80.0, 0.002, 3.0)),
 }
 

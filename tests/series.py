@@ -35,11 +35,11 @@ def definitions(path: Path) -> dict[str, str]:
 
 
 def load(path: Path, name: str) -> object:
-    """What a mirrors cell defines, made from it, the mirrors cells before it and the notebook's imports alone."""
+    """What a mirrors cell defines, made from it, mirrors and part cells before it and the notebook's imports alone."""
     space, found = {"__name__": "scratch"}, definitions(path)
     kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
     for _, cell in each(read(path), "code"):
-        mirrors = cell.source in found.values()
+        mirrors = cell.source in found.values() or "part" in cell.metadata.get("tags", [])
         body = [node for node in parse(cell.source).body if isinstance(node, kept if mirrors else kept[:2])
                 or mirrors and isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
         exec(compile(ast.Module(body, []), path.name, "exec"), space)
