@@ -56,6 +56,7 @@ def timed(x: Tensor, t: Tensor) -> Tensor:
 
 KINDS = ("eps", "x0", "v", "flow")
 TIMES = torch.tensor([3, 500, 999])
+TOKENS, WORDS = torch.arange(80.0).view(2, 5, 8).sin(), torch.arange(84.0).view(2, 7, 6).cos()
 NOISY = (torch.tensor([0.995, 0.8, 0.1]).double(), torch.tensor([0.1, 0.6, 0.995]).double())  # alpha and sigma
 
 MAPS = torch.linspace(-2, 2, 192).sin().view(2, 4, 6, 4) * torch.linspace(1, 2, 4)
@@ -110,6 +111,11 @@ CASES: dict[str, Rows] = {
     "nets.unet.UNet": (Made((UNET,), (MAPS, TIMES[:2], MAPS.flatten(2).transpose(1, 2))),
                        Made((UNET,), (MAPS, 7.5, MAPS.flatten(2).transpose(1, 2)))),
     "grid.karras": ((3, 10.0, 0.1), (12, 14.6, 0.03), (5, 80.0, 0.002, 3.0)),
+    "nets.attention.split_heads": ((TOKENS, 2), (TOKENS, 4)),
+    "nets.attention.Attention": (Made((8, 2), (TOKENS,)), Made((8, 4, 6), (TOKENS, WORDS)),
+                                 Made((8, 1, None, True), (TOKENS,))),
+    "nets.attention.FeedForward": (Made((8,), (TOKENS,)),),
+    "nets.attention.TransformerBlock": (Made((8, 2, None), (TOKENS, None)), Made((8, 4, 6), (TOKENS, WORDS))),
 }
 
 
