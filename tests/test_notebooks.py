@@ -53,3 +53,13 @@ def test_the_holes_of_a_notebook_are_its_exercises_and_are_left_alone(path):
 def test_the_solutions_are_those_of_the_bank(number):
     stored = rules.read(series.FOLDER / "solutions" / f"{number}.ipynb")
     assert [cell.source for cell in stored.cells] == [cell.source for cell in series.solutions(number).cells]
+
+
+@pytest.mark.parametrize("number", series.banks())
+def test_the_solutions_notebook_answers_every_exercise_right(number, capsys):
+    """Each cell by itself, as a reader runs it: a solution that calls what only the bank has stops there."""
+    space = {}
+    for cell in series.solutions(number).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, space)
+    assert [line[:1] for line in capsys.readouterr().out.splitlines()] == [RIGHT] * len(exercises(number))

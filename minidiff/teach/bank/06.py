@@ -55,7 +55,10 @@ def groups_by_loop(x, groups, weight, bias, eps):
 
 def up_channels(chs, n):
     """Channels into every residual block of the way up, coarsest first. chs: per floor, finest first; n blocks each."""
-    kept = kept_channels(chs, n)
+    kept = [chs[0]]                                     # conv_in, then on each floor n blocks and a downsampling
+    for ch in chs:
+        kept += [ch] * (n + 1)
+    kept.pop()                                          # there is none on the coarsest floor
     found, arriving = [], chs[-1]
     for out in reversed(chs):
         for _ in range(n + 1):
