@@ -1,4 +1,7 @@
-"""Does the picture show what the prompt says? Prompt adherence of mini-sd, read back by a classifier: no download."""
+"""Does the picture show what the prompt says, and is the set of pictures like the drawings? Without any download.
+
+A classifier, the reader, reads the pictures back; its features measure the distances of sets (`minidiff.metrics`).
+"""
 from __future__ import annotations
 
 import json
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from minidiff import metrics
 from minidiff.data import scenes
 from minidiff.io.images import save_image, to_pil, to_tensor, to_unit
 from minidiff.io.weights import weights_dir
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 BATCH = 50
 SHOWN = 16  # pictures per part of the contact sheet
 SETS = ("seen", "unseen", "two")
+FRESH = 2_000_000  # seed of drawings that no recipe trains on
 
 
 class Drawn(NamedTuple):
@@ -78,7 +83,8 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
         `unseen_pair_accuracy` (colour and object right for pairs no net was trained on; chance 2 %),
         `binding_accuracy` (both colour-object pairs of a two-object prompt), `ceiling` (per attribute, the reader on
         VAE round trips of true drawings of the first set), `unseen_pair_ceiling` (of the second), each share with
-        its 95 % Wilson interval; `images`, `seconds`.
+        its 95 % Wilson interval; for n ≥ 8 `pictures` and `drawings`, what `metrics.compare` finds between n true
+        drawings and the pictures of the first set, and between them and n other drawings; `images`, `seconds`.
 
     Raises:
         ValueError: n < 1, or a setting out of range.
@@ -93,7 +99,7 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
     reader = Reader.from_pretrained(weights_dir() / "reader")
     began = time.monotonic()
     with _bar(3 * n, progress) as bar:
-        hits, shown = {}, {}
+        hits, shown, features = {}, {}, []
         for name in SETS:
             read = _pairs_right if name == "two" else right
             hits[name], shown[name], asked = [], [], prompt_set(name, n)
@@ -103,6 +109,8 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
                 image = image.cpu() * 2 - 1
                 rows = read(reader, part, image)
                 hits[name] += rows
+                if name == "seen":
+                    features.append(reader.features(image))
                 drawn = [Drawn(scene, picture, [key for key, hit in row.items() if not hit])
                          for scene, picture, row in zip(part, image, rows)]
                 shown[name] += [row for i, row in enumerate(drawn) if first + i < SHOWN or row.missed]
@@ -116,6 +124,7 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
         "binding_accuracy": share([all(row.values()) for row in hits["two"]]),
         "ceiling": {name: share([row[name] for row in ceiling]) for name in scenes.ATTRIBUTES},
         "unseen_pair_ceiling": share([row["color"] and row["object"] for row in unseen_ceiling]),
+        **(against_drawings(reader, torch.cat(features), pipe.size) if n >= 8 else {}),
         "images": 3 * n, "seconds": round(time.monotonic() - began, 1)}
     if json_path:
         Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
@@ -177,6 +186,15 @@ def round_trips(pipe: StableDiffusion, reader: Reader, drawn: list[scenes.Scene]
                            for i, scene in enumerate(part)]).to(pipe.device)
         rows += right(reader, part, pipe.vae.decode(pipe.vae.encode(image)).clamp(-1, 1).cpu())
     return rows
+
+
+def against_drawings(reader: Reader, features: torch.Tensor, size: int) -> dict[str, dict]:
+    """`metrics.compare` of N drawings of the first set's distribution with pictures of the features (N,D), and with N
+    other drawings, which is what a perfect model would get."""
+    n = len(features)
+    drawn = scenes.render(2 * n, size, seed=FRESH, second=0.0)[0]
+    real, other = torch.cat([reader.features(part.float() / 127.5 - 1) for part in drawn.split(BATCH)]).split(n)
+    return {"pictures": metrics.compare(real, features), "drawings": metrics.compare(real, other)}
 
 
 def _pairs_right(reader: Reader, part: list[scenes.Scene], image: torch.Tensor) -> list[dict[str, bool]]:

@@ -1,13 +1,18 @@
 """Prompt adherence: the interval, the fixed prompts, and the counting, checked on pictures whose truth is known."""
 import json
+import random
 from collections import Counter
 
 import pytest
 import torch
 
 import minidiff.evaluate as evaluation
+from minidiff import metrics
 from minidiff.data import scenes
 from minidiff.evaluate import evaluate, prompt_set, wilson
+from minidiff.io.images import to_tensor
+from minidiff.io.weights import weights_dir
+from minidiff.nets.reader import Reader
 from minidiff.pipeline import StableDiffusion
 
 
@@ -64,10 +69,24 @@ def test_a_perfect_painter_scores_one_and_a_colour_blind_one_fails_colour_alone(
     assert perfect["attribute_accuracy"] > 0.98 and perfect["unseen_pair_accuracy"]["value"] > 0.9
     assert perfect["binding_accuracy"]["value"] > 0.9
     assert json.loads((tmp_path / "out.json").read_text()) == perfect
+    assert perfect["pictures"].keys() == perfect["drawings"].keys() == metrics.MEASURES.keys()
     blind = evaluate(Painter(mini_sd, wrong=True), n=20)
     assert blind["per_attribute"]["color"]["value"] == 0 == blind["picture_accuracy"]["value"]
     assert blind["unseen_pair_accuracy"]["value"] == 0 == blind["binding_accuracy"]["value"]
     assert blind["per_attribute"]["object"]["value"] > 0.9
+
+
+def test_a_set_of_drawings_is_like_the_drawings_and_one_in_a_single_colour_is_not():
+    reader = Reader.from_pretrained(weights_dir() / "reader")
+    red = [scene._replace(color="red", object="tree") for scene in prompt_set("seen", 60)]
+    sets = [scenes.render(60, 32, seed=3, second=0.0)[0].float() / 127.5 - 1,
+            to_tensor([scenes.draw(scene, 32, random.Random(i))[0] for i, scene in enumerate(red)])]
+    all_kinds, one = (evaluation.against_drawings(reader, reader.features(x), 32) for x in sets)
+    assert all_kinds["drawings"] == one["drawings"]
+    drawn = one["drawings"]
+    for name in ("frechet", "kernel_distance"):
+        assert all_kinds["pictures"][name]["value"] < drawn[name]["high"] < one["pictures"][name]["low"]
+    assert one["pictures"]["recall"]["high"] < drawn["recall"]["low"]
 
 
 def test_two_object_pairs_are_counted_as_a_multiset():

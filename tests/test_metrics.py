@@ -71,3 +71,28 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
         low, high = metrics.interval(lambda x: x.mean().item(), normal(60, seed=i), n=100, seed=i)
         hits += low < 0 < high
     assert 0.88 < hits / 200 < 0.99
+
+
+def test_what_is_left_of_the_frechet_distance_without_its_bias_is_nothing():
+    pairs = [(normal(60, 4, seed=2 * i), normal(60, 4, seed=2 * i + 1)) for i in range(100)]
+    biased, left = (sum(f(*pair) for pair in pairs) / 100 for f in (
+        metrics.frechet, lambda a, b: metrics.without_bias(metrics.frechet, a, b)))
+    assert abs(left) < biased / 8
+
+
+def test_the_interval_of_a_measure_with_a_bias_is_that_of_the_same_sample_size():
+    """Copies double the bias of a bootstrap sample, so that uncentred intervals would mostly miss."""
+    pairs = [(normal(60, 2, seed=2 * i), 0.5 + normal(60, 2, seed=2 * i + 1)) for i in range(100)]
+    mean = sum(metrics.frechet(*pair) for pair in pairs) / 100
+    hits = sum(low < mean < high for low, high in (metrics.interval(metrics.frechet, *pair, n=60) for pair in pairs))
+    assert hits > 80
+
+
+def test_compare_has_every_measure_with_its_interval():
+    real, other, far = (normal(80, 3, seed=i) for i in range(3))
+    near, off = metrics.compare(real, other, n=20), metrics.compare(real, far + 2, n=20)
+    assert near["frechet"]["value"] == round(metrics.frechet(real, other), 4)
+    assert all(row["low"] < row["value"] < row["high"] and row["n"] == 80 for row in off.values() if row["value"])
+    assert all(off[name]["low"] > near[name]["high"] for name in ("frechet", "frechet_without_bias",
+                                                                  "kernel_distance", "nearest"))
+    assert all(off[name]["high"] < near[name]["low"] for name in ("precision", "recall"))
