@@ -1,7 +1,6 @@
 """What a network predicts, and what that says about the picture and the noise: the one conversion."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -80,12 +79,26 @@ def split(kind: str, x: Tensor, out: Tensor, alpha: float, sigma: float) -> Pred
     return Pred((q / det) * x - (sigma / det) * out, (alpha / det) * out - (p / det) * x)
 
 
+def moved(kind: str, alpha: float | Tensor, sigma: float | Tensor, d: float = SIGMA_DATA) -> float | Tensor:
+    """The k that moves (x, alpha, sigma) to the coordinates in which a net of this kind is trained.
+
+        k = 1/√(alpha² + sigma²) for eps, x0, v;   1/(alpha + sigma) for flow;   1/√(alpha²d² + sigma²) for edm
+
+    What other libraries call scale_model_input; of Karras et al. (arXiv 2206.00364, table 1) it is c_in.
+
+    >>> moved("eps", 3.0, 4.0), moved("flow", 3.0, 1.0), moved("edm", 6.0, 4.0)
+    (0.2, 0.25, 0.2)
+    """
+    if kind == "flow":
+        return 1 / (alpha + sigma)
+    return ((d * alpha if kind == "edm" else alpha) ** 2 + sigma**2) ** -0.5
+
+
 def denoiser(net: Callable, kind: str) -> Callable[[Tensor, Level], Pred]:
     """Wrap a net (x, t) -> out as denoise(x, level) -> Pred, for a state in any coordinates.
 
-    The state is first moved to those in which the net was trained, (x, alpha, sigma) ← k·(x, alpha, sigma):
-    k = 1/√(alpha² + sigma²) for eps, x0, v; 1/(alpha + sigma) for flow; 1/√(alpha²d² + sigma²) for edm. x0 and eps do
-    not change. This is what other libraries call scale_model_input and c_in.
+    The state is first moved to those in which the net was trained, (x, alpha, sigma) ← k·(x, alpha, sigma) with the k
+    of `moved`, as `train.losses.diffusion` did. x0 and eps do not change.
 
     >>> import torch
     >>> denoise = denoiser(lambda x, t: torch.zeros_like(x), "eps")      # sees no noise at all
@@ -96,7 +109,7 @@ def denoiser(net: Callable, kind: str) -> Callable[[Tensor, Level], Pred]:
 
     def denoise(x: Tensor, level: Level) -> Pred:
         t, alpha, sigma = level
-        k = 1 / (alpha + sigma if kind == "flow" else math.hypot(alpha * (SIGMA_DATA if kind == "edm" else 1), sigma))
+        k = moved(kind, alpha, sigma)
         if abs(k - 1) > 1e-6:
             x, alpha, sigma = k * x, k * alpha, k * sigma
         return split(kind, x, net(x, t), alpha, sigma)

@@ -10,20 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.grid import Grid
-from minidiff.prediction import coefficients, target
-from minidiff.schedule import Discrete, Level
+from minidiff.prediction import coefficients, moved, target
+from minidiff.schedule import Level
 
 
-def diffusion(net: Callable, kind: str, schedule: Discrete, x0: Tensor, t: Tensor, eps: Tensor, **cond) -> Tensor:
-    """L_simple per picture: mean |net(alpha·x0 + sigma·eps, t) − target|² (DDPM, arXiv 2006.11239, eq. 14).
+def diffusion(net: Callable, kind: str, schedule: Callable, x0: Tensor, t: Tensor, eps: Tensor, **cond) -> Tensor:
+    """L_simple per picture: mean |net(k·(alpha·x0 + sigma·eps), t) − target|² (DDPM, arXiv 2006.11239, eq. 14).
+
+    k moves the state to the coordinates of `prediction.moved`, as `prediction.denoiser` will when the net draws: 1 on a
+    variance-preserving schedule for eps, x0, v and on the straight path for flow. For edm with `schedule.EDM` it is
+    c_in, and this is the loss of Karras et al. (arXiv 2206.00364, eq. 8) with the weight λ = 1/c_out².
 
     Args:
         net: callable (x, t, **cond) -> out, raw prediction.
-        kind: what the net predicts: eps, x0, v or flow.
-        x0: clean data (B,...). eps: unit noise, the same shape. t: (B,) integer training times in 0…T−1.
+        kind: what the net predicts: eps, x0, v, flow or edm.
+        schedule: t -> (alpha, sigma), (B,) each: Discrete, Flow or EDM.
+        x0: clean data (B,...). eps: unit noise, the same shape.
+        t: (B,) what the net is fed: integers in 0…T−1 for Discrete, floats in 0…T for Flow, ln(nsr)/4 for EDM.
 
     Returns:
         (B,) losses, one per picture.
+
+    Matches: the published preconditioning on copied nets, tests/test_losses.py.
 
     >>> from minidiff.schedule import SD
     >>> x0, eps, t = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2), torch.tensor([0, 999])
@@ -31,8 +39,23 @@ def diffusion(net: Callable, kind: str, schedule: Discrete, x0: Tensor, t: Tenso
     tensor([1., 1.])
     """
     alpha, sigma = (c.to(x0).view(-1, *[1] * (x0.ndim - 1)) for c in schedule(t))
+    k = moved(kind, alpha, sigma)
+    k = torch.where((k - 1).abs() > 1e-6, k, 1.0)  # rounding is no move, there as here
+    alpha, sigma = k * alpha, k * sigma
     out = net(alpha * x0 + sigma * eps, t, **cond)
     return (out.float() - target(kind, x0, eps, alpha, sigma)).square().flatten(1).mean(1)
+
+
+def edm_times(z: Tensor, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """Training times for `schedule.EDM`: ln(nsr) = mean + std·z, t = ln(nsr)/4 (arXiv 2206.00364, table 1).
+
+    Args:
+        z: unit noise (B,).
+
+    >>> edm_times(torch.tensor([0.0, 1.0]))
+    tensor([-0.3000,  0.0000])
+    """
+    return (mean + std * z) / 4
 
 
 def implied_weight(kind: str, alpha: float | Tensor, sigma: float | Tensor) -> float | Tensor:

@@ -108,8 +108,8 @@ class Objective(nn.Module):
 
 
 def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dict[str, Tensor]], run: Run, *,
-          batch: int, lr: float, ema: float = 0.999, weight_decay: float = 0.01, clip: float = 1.0,
-          sample: Callable | None = None) -> nn.Module:
+          batch: int, lr: float, ema: float | Callable[[int], float] = 0.999, weight_decay: float = 0.01,
+          clip: float = 1.0, sample: Callable | None = None) -> nn.Module:
     """Minimise loss(net, step, share)["loss"] with AdamW and return the averaged net.
 
     Everything random is a function of (seed, step), so net, average, optimizer and step number are the whole state:
@@ -120,7 +120,8 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         loss: called with the net, the step number and this process's slice of the batch; returns a dictionary of
             scalars, of which "loss" is minimised and all are logged.
         batch: examples per step over all processes. lr: peak learning rate. clip: largest gradient norm.
-        ema: decay of the average. sample: averaged net -> PIL picture, drawn at every checkpoint.
+        ema: decay of the average, or a function updates so far -> decay, as those of `minidiff.train.ema`.
+        sample: averaged net -> PIL picture, drawn at every checkpoint.
 
     Raises:
         ValueError: nothing to resume from, or a run that would be overwritten; the loss became NaN or infinite.
