@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="FOLDER", help="where weights, log and samples go")
     p.add_argument("--steps", type=int, help="optimizer steps")
     p.add_argument("--seconds", type=float, help="stop after so long; --resume goes on")
-    p.add_argument("--size", type=int, help="side of the pictures in pixels (default 64; reader 32, pixels 16)")
+    p.add_argument("--size", type=int, help="side of the pictures in pixels (default: that of the shipped weights)")
     p.add_argument("--device", help="cpu, cuda or mps")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--data", metavar="FOLDER", help="pictures and metadata.jsonl, instead of scenes")

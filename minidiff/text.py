@@ -231,6 +231,25 @@ def tokenize(tokenizer: Tokenizer, prompts: list[str], chunks: int = 1) -> Tenso
     return torch.tensor([sum((row + [empty] * chunks)[:chunks], []) for row in rows])
 
 
+def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
+    """Each word of a prompt, and the places of its tokens among the 77; punctuation is a word of its own.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> words(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), "a red house")
+    [('a', [1]), ('red', [2]), ('house', [3])]
+    """
+    read, found, begun = tokenizer.encode(prompt), [], False
+    for place, (token, (begin, end)) in enumerate(zip(read.tokens, read.offsets)):
+        if token in (BOS, EOS):
+            continue
+        if not begun:
+            found.append(("", []))
+        word, places = found.pop()
+        found.append((word + prompt[begin:end], [*places, place]))
+        begun = not token.endswith("</w>")
+    return found
+
+
 def lost_words(tokenizer: Tokenizer, prompt: str) -> str:
     """The end of a prompt that does not fit into 77 tokens, from the first word that is not whole; "" if all fits.
 

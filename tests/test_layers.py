@@ -17,7 +17,7 @@ LAYERS = (
     ("prediction", "grid", "nets", "exact"),
     ("samplers", "multistep", "guidance", "likelihood", "control", "settings", "io.lora", "io.embeddings", "io.models",
      "text"),
-    ("pipeline", "run", "conditions", "memory"),
+    ("pipeline", "run", "conditions", "memory", "editing"),
     ("evaluate", "metrics", "train", "bench"),
     ("teach", "cli"),
     ("__main__",),

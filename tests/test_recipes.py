@@ -6,6 +6,7 @@ import torch
 
 from minidiff.data import scenes
 from minidiff.io.weights import load_state
+from minidiff.nets.classifier import Classifier
 from minidiff.nets.reader import SCENE, THING
 from minidiff.nets.unet import UNet
 from minidiff.pipeline import StableDiffusion
@@ -65,6 +66,17 @@ def test_the_pixel_model_needs_no_other_part(folder, tmp_path):
     assert (tmp_path / "train/pixels/samples/0000002.png").is_file()
 
 
+def test_the_recipes_with_classes_learn_the_object(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "DRAWINGS", 100)
+    recipes.run("pixels-class", out=tmp_path / "net", steps=1, device="cpu")
+    net = UNet.from_pretrained(tmp_path / "net")
+    assert net(torch.zeros(2, 3, 16, 16), 500, vec=torch.tensor([0, 6])).shape == (2, 3, 16, 16)
+    recipes.run("classifier", out=tmp_path / "classifier", steps=1, device="cpu")
+    assert Classifier.from_pretrained(tmp_path / "classifier")(torch.zeros(2, 3, 16, 16), 500).shape == (2, 6)
+    (row,) = map(json.loads, (tmp_path / "classifier/logs/classifier.jsonl").read_text().splitlines())
+    assert {"loss", "top1"} <= row.keys()
+
+
 def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_path):
     recipes.run("unet", out=model, steps=3, device="cpu", data=folder, resume=True)
     assert (model / "train/unet/step-0000003").is_dir()
@@ -85,10 +97,11 @@ def test_latents_are_cached_until_the_vae_changes(model, folder):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("options, sentence", [
-    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, vae, unet, pixels"),
+    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, vae, unet, pixels, pixels-class, classifier"),
     ({"name": "vae", "size": 30}, "multiple of 16"),
     ({"name": "vae", "steps": 0}, "at least 1 step"),
     ({"name": "reader", "data": "photos"}, "cannot be trained on a folder"),
+    ({"name": "classifier", "data": "photos"}, "cannot be trained on a folder"),
     ({"name": "vae", "data": "no/such/folder"}, "no/such/folder"),
 ])
 def test_bad_options_are_one_clear_sentence(options, sentence, tmp_path):

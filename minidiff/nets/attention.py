@@ -3,7 +3,7 @@
 Attribute names are parameter names, and these are diffusers' (`to_out.0`, `ff.net.0.proj` …).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch  # noqa: F401  (the examples use it)
@@ -61,10 +61,15 @@ class Kept(dict):
 
 
 @contextmanager
-def watched(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+def watched(net: nn.Module,
+            change: Callable[[str, Tensor], Tensor] | None = None) -> Iterator[dict[str, list[Tensor]]]:
     """Inside, every call of the net also notes where its attentions look; what it computes stays the same, bit for bit.
 
         maps = softmax(q kᵀ/√d)
+
+    Args:
+        change: (name, maps) -> the maps that weigh the values instead, and are noted; where it returns `maps` itself,
+            nothing is computed anew. See `minidiff.editing`.
 
     Yields:
         {name of the attention in the net: one (B, heads, N, M) tensor per call}. N are the positions of the map, row by
@@ -79,14 +84,17 @@ def watched(net: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """
     seen: dict[str, list[Tensor]] = {}
 
-    def note(name: str, attention: Attention, inputs: tuple) -> None:
+    def note(name: str, attention: Attention, inputs: tuple) -> Tensor | None:
         x, context = (*inputs, None)[:2]
         q = split_heads(attention.to_q(x), attention.heads)
         x = x if context is None else context
-        k, _ = x[attention] if isinstance(x, Kept) else attention.keys_values(x)
-        seen.setdefault(name, []).append((q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1))
+        k, v = x[attention] if isinstance(x, Kept) else attention.keys_values(x)
+        found = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        used = change(name, found) if change else found
+        seen.setdefault(name, []).append(used)
+        return None if used is found else attention.to_out[0]((used @ v).transpose(1, 2).flatten(2))
 
-    hooks = [module.register_forward_pre_hook(lambda module, inputs, name=name: note(name, module, inputs))
+    hooks = [module.register_forward_hook(lambda module, inputs, _, name=name: note(name, module, inputs))
              for name, module in net.named_modules() if type(module) is Attention]
     try:
         yield seen

@@ -1,13 +1,14 @@
 """The recipes of the weights that ship, `python -m minidiff train NAME`: a Stable Diffusion in miniature.
 
 clip and vae learn from drawings, unet from cached latents; all three write parts of one diffusers folder (`--out`).
-reader and pixels, which the evaluation and the notebooks use, have folders of their own.
+The others, which the evaluation and the notebooks use, have folders of their own.
 """
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from minidiff.data import files, scenes
 from minidiff.grid import preset
+from minidiff.nets.classifier import Classifier, ClassifierConfig
 from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVisionConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
 from minidiff.nets.unet import UNet, UNetConfig
@@ -152,31 +154,42 @@ def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
 def pixels(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
     """U-Net of 2 M parameters on the pixels of small pictures, without prompt or VAE."""
     pictures = files.load_folder(data, size)[0] if data else draw(DRAWINGS, size, seed=run.seed, second=0.0)[0]
-    config = UNetConfig(sample_size=size, in_channels=3, out_channels=3, block_out_channels=(32, 64, 96),
-                        layers_per_block=1, heads=4, cross_attention_dim=None, norm_num_groups=16,
-                        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
-    net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
+    pixel_unet("pixels", run, pictures, None, init)
 
-    def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
+
+def pixels_class(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
+    """The pixel model's sibling that is told the object's class, or (in a tenth of the pictures) nothing."""
+    pixel_unet("pixels-class", run, *labelled(run, size, data), init)
+
+
+def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
+    """Classifier of the object in a noisy picture, for classifier guidance of the pixel model."""
+    pictures, labels = labelled(run, size, data)
+    config = ClassifierConfig(num_classes=len(OBJECTS), mid_block_type="UNetMidBlock2DCrossAttn", **WAY_DOWN)
+    net = Classifier.from_pretrained(init) if init else seeded(lambda: Classifier(config), run.seed)
+
+    def loss(net: Classifier, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(pictures), 64, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
         x0 = to_unit(pictures[rows])
-        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(x0.shape, generator=g)
-        return {"loss": losses.diffusion(net, "eps", SD, x0.to(device), t.to(device), eps.to(device)).mean()}
+        t = torch.randint(SD.T, rows.shape, generator=g)
+        alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in SD(t))
+        x = alpha * x0 + sigma * torch.randn(x0.shape, generator=g)
+        logits, y = net(x.to(device), t.to(device)).float(), labels[rows].to(device)
+        return {"loss": F.cross_entropy(logits, y), "top1": (logits.argmax(1) == y).float().mean()}
 
-    @torch.inference_mode()
-    def sample(net: UNet):
-        z = torch.randn(32, 3, size, size, generator=generator(run.seed)).to(next(net.parameters()).device)
-        *_, last = ddim(denoiser(net, "eps"), z, preset("sd-ddpm", 50))
-        return sheet(last.x, 16)
-
-    average = train("pixels", net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample)
-    average.save_pretrained(run.out, dtype=torch.float16)
+    train("classifier", net, loss, run, batch=64, lr=1e-3, weight_decay=0.05).save_pretrained(run.out,
+                                                                                                dtype=torch.float16)
 
 
-RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet, "pixels": pixels}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000, "pixels": 3_500}  # those of the weights that ship
+RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet, "pixels": pixels,
+                                "pixels-class": pixels_class, "classifier": classifier}
+STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000, "pixels": 3_500, "pixels-class": 3_500,
+         "classifier": 2_500}  # those of the weights that ship
+ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
+OBJECTS = scenes.ATTRIBUTES["object"]
+WAY_DOWN = dict(in_channels=3, block_out_channels=(32, 64, 96), layers_per_block=1, heads=4, cross_attention_dim=None,
+                norm_num_groups=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"))
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
 
 
@@ -187,9 +200,9 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
 
     Args:
         name: a key of RECIPES.
-        out: the model's folder, by default runs/mini-sd; runs/reader and runs/pixels for the recipes of that name.
+        out: the model's folder, by default runs/mini-sd for clip, vae and unet, runs/NAME for the others.
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
-        size: side of the pictures in pixels, by default 64 (reader 32, pixels 16).
+        size: side of the pictures in pixels, by default 64 (reader 32; pixels, pixels-class, classifier 16).
         data: a folder with metadata.jsonl instead of scenes.
         init: a folder with weights of the same part to start from.
 
@@ -200,12 +213,49 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
     if size is not None and (size < 16 or size % 16):
         raise ValueError(f"size is {size}; it must be a positive multiple of 16 pixels")
-    out = Path(out or f"runs/{name if name in ('reader', 'pixels') else 'mini-sd'}")
+    out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
     RECIPES[name](settings, data=Path(data) if data else None, init=Path(init) if init else None,
                   **({"size": size} if size else {}))
     return out
+
+
+def labelled(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor]:
+    """Drawings (n,3,size,size) uint8 with one object each, and its index in OBJECTS (n,)."""
+    if data:
+        raise ValueError("this recipe learns the objects of scenes; it cannot be trained on a folder (--data)")
+    pictures, drawn = draw(DRAWINGS, size, seed=run.seed, second=0.0)
+    return pictures, torch.tensor([OBJECTS.index(scene.object) for scene in drawn])
+
+
+def pixel_unet(name: str, run: Run, pictures: Tensor, labels: Tensor | None, init: Path | None) -> None:
+    """Train a U-Net of the pixels (n,3,s,s) uint8, with labels (n,) as its `vec`; class len(OBJECTS) means not told."""
+    size, nothing = pictures.shape[-1], len(OBJECTS)
+    config = UNetConfig(sample_size=size, out_channels=3, num_class_embeds=None if labels is None else nothing + 1,
+                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **WAY_DOWN)
+    net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
+
+    def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(pictures), 64, step, run.seed)[share]
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        x0 = to_unit(pictures[rows])
+        t, eps, cond = torch.randint(SD.T, rows.shape, generator=g), torch.randn(x0.shape, generator=g), {}
+        if labels is not None:
+            dropped = torch.rand(len(rows), generator=g) < 0.1                      # for guidance
+            cond = {"vec": labels[rows].masked_fill(dropped, nothing).to(device)}
+        return {"loss": losses.diffusion(net, "eps", SD, x0.to(device), t.to(device), eps.to(device), **cond).mean()}
+
+    @torch.inference_mode()
+    def sample(net: UNet):
+        device = next(net.parameters()).device
+        z = torch.randn(32, 3, size, size, generator=generator(run.seed)).to(device)
+        cond = {} if labels is None else {"vec": torch.arange(32, device=device) % nothing}
+        *_, last = ddim(denoiser(partial(net, **cond), "eps"), z, preset("sd-ddpm", 50))
+        return sheet(last.x, 16)
+
+    train(name, net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample).save_pretrained(run.out,
+                                                                                             dtype=torch.float16)
 
 
 def save_pipeline(net: UNet, out: Path) -> None:
