@@ -68,6 +68,8 @@ EXERCISES = {
                 lambda q, k, v: (k @ q).softmax(0) @ v,
             "this divides by d; the temperature is its square root": lambda q, k, v: (k @ q / len(q)).softmax(0) @ v,
             "this multiplies by √d; divide": lambda q, k, v: (k @ q * math.sqrt(len(q))).softmax(0) @ v,
+            "the sign is turned round: the more alike a key is to the query, the more weight it should have":
+                lambda q, k, v: (-(k @ q) / math.sqrt(len(q))).softmax(0) @ v,
             "this divides by the root of the number of keys; d is the width of the query":
                 lambda q, k, v: (k @ q / math.sqrt(len(k))).softmax(0) @ v,
             "this divides by the root of the width of the values; d is the width of query and keys":
@@ -109,6 +111,9 @@ EXERCISES = {
             "this cuts without moving an axis, so that a head gets other positions instead of other channels: "
             "unflatten the channels, then transpose":
                 lambda q, k, v, h: variant(q, k, v, h, cut=lambda x, h: x.reshape(h, x.shape[0], -1)),
+            "the heads are still behind the positions, so 5 queries stand against 7 keys: move them in front "
+            "(transpose) before the products, for q, k and v alike":
+                lambda q, k, v, h: variant(q, k, v, h, cut=lambda x, h: x.unflatten(1, (h, -1))),
             "the root is that of C; each head is C/H wide, and that is its d":
                 lambda q, k, v, h: variant(q, k, v, h, scale=math.sqrt(q.shape[1])),
             "the square root is missing": lambda q, k, v, h: variant(q, k, v, h, scale=1.0),
@@ -163,6 +168,8 @@ EXERCISES = {
                 lambda n, m, ch: 4 * n * ch**2 + 2 * n * m * ch,
             "three matrices on n tokens, one on m: queries and output have n, keys and values m":
                 lambda n, m, ch: 3 * n * ch**2 + m * ch**2 + 2 * n * m * ch,
+            "one matrix on n tokens, three on m: queries and output have n, keys and values m":
+                lambda n, m, ch: n * ch**2 + 3 * m * ch**2 + 2 * n * m * ch,
             "the matrix after the heads is missing, which is applied to n tokens":
                 lambda n, m, ch: n * ch**2 + 2 * m * ch**2 + 2 * n * m * ch,
             "two matrices are applied to the m tokens of the context, for keys and for values; one is missing":
