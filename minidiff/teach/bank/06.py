@@ -130,6 +130,8 @@ EXERCISES = {
                 lambda i, o, k, s, p, n: (side_of(k, s, p, n), o * i * k * k + 1),
             "brackets: the whole of side + 2p − k is divided by the stride":
                 lambda i, o, k, s, p, n: (n + 2 * p - k // s + 1, o * (i * k * k + 1)),
+            "two things: padding is added on both sides, 2p, and there is one bias for each output channel":
+                lambda i, o, k, s, p, n: ((n + p - k) // s + 1, o * i * k * k + 1),
             "off by one in the size: the kernel also fits at its first place, so add 1 after dividing":
                 lambda i, o, k, s, p, n: ((n + 2 * p - k) // s, o * (i * k * k + 1)),
             "padding is added on both sides: 2p, not p":
@@ -206,6 +208,12 @@ EXERCISES = {
                 lambda c, n: walk_up(c, n, kept=[0] * 99),
             "the way up has one residual block more at each resolution than the way down, n + 1":
                 lambda c, n: walk_up(c, n, extra=0),
+            "n is not used as it should be: the way down has n blocks on each floor, the way up n + 1":
+                lambda c, n: up_channels(c, 1),
+            "a floor keeps its n blocks and a downsampling, so n + 1 maps, and the way up has a block for each":
+                lambda c, n: up_channels(c, n - 1),
+            "conv_in and the downsamplings are kept as well, so the way up has n + 1 blocks on each floor":
+                lambda c, n: walk_up(c, n, kept=kept_channels(c, n, first=False, downs=False), extra=0),
             "the first block of a resolution still gets the channels of the resolution below, not its own":
                 lambda c, n: walk_up(c, n, carry=False),
             "conv_in's output is kept as well": lambda c, n: walk_up(c, n, kept=kept_channels(c, n, first=False)),
