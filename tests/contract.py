@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid
 from minidiff.nets.mlp import MLPConfig
+from minidiff.nets.towers import CLIPTextConfig
 from minidiff.nets.unet import UNetConfig
 from minidiff.prediction import Pred
 from minidiff.schedule import SD, Level, amplitudes
@@ -63,6 +64,16 @@ MAPS = torch.linspace(-2, 2, 192).sin().view(2, 4, 6, 4) * torch.linspace(1, 2, 
 UNET = UNetConfig(block_out_channels=(8, 12), layers_per_block=2, heads=2, cross_attention_dim=4, norm_num_groups=4,
                   down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                   up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
+                       max_position_embeddings=9, eos_token_id=19)
+UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim=-1)  # pictures and texts
+CLASSES = torch.tensor([0.4, -1.3])
+
+
+def classed(x: Tensor, t: float, c: Tensor) -> Tensor:
+    """A network that is told a class."""
+    return torch.tanh(x * c.view(-1, 1, 1, 1) + t / 999)
+
 
 CASES: dict[str, Rows] = {
     "schedule.linear_betas": ((), (10,), (5, 0.1, 0.3)),
@@ -85,6 +96,10 @@ CASES: dict[str, Rows] = {
     "samplers.ddim": WALKS,
     "samplers.ddpm": tuple((reseeded, *row[1:]) for row in WALKS),
     "guidance.clip": tuple(Made((curved, *ends), (2 * LINE, level)) for ends in ((), (0.0, 0.5)) for level in GRID),
+    "guidance.cfg": tuple(Made((classed, {"c": CLASSES}, {"c": CLASSES.cos()}, *how), (MAPS, 500.0))
+                          for how in ((0.0,), (1.0,), (7.5,), (7.5, 0.7), (3.0, 1.0))),
+    "guidance.interval": tuple(Made((curved, lambda x, level: Pred(x.sin(), x), *ends), (LINE, level))
+                               for ends in ((0.0, 1.0), (0.5, 1.5), (1.0, 9.0)) for level in GRID),
     "nets.layers.sinusoid": ((TIMES, 8), (TIMES.double() / 7, 2)),
     "nets.mlp.MLP": (Made((MLPConfig(ch=8),), (STATES.float(), TIMES)),
                      Made((MLPConfig(dim=4, ch=6, layers=1),), (torch.ones(2, 4), 500))),
@@ -116,6 +131,12 @@ CASES: dict[str, Rows] = {
                                  Made((8, 1, None, True), (TOKENS,))),
     "nets.attention.FeedForward": (Made((8,), (TOKENS,)),),
     "nets.attention.TransformerBlock": (Made((8, 2, None), (TOKENS, None)), Made((8, 4, 6), (TOKENS, WORDS))),
+    "nets.towers.quick_gelu": ((LINE,), (TOKENS,)),
+    "nets.towers.SelfAttention": tuple(Made((8, heads), (TOKENS, causal))
+                                       for heads in (2, 4) for causal in (True, False)),
+    "nets.towers.Layer": tuple(Made((TOWER,), (TOKENS, causal)) for causal in (True, False)),
+    "nets.clip.CLIPText": (Made((TOWER,), (torch.tensor([[18, 3, 7, 19, 19], [18, 0, 5, 5, 19]]),)),),
+    "train.losses.contrastive": tuple((*UNIT, torch.tensor(s)) for s in (-1.0, 0.0, 2.66)),
 }
 
 
@@ -132,6 +153,8 @@ def prove(scratch, package, rows: Rows) -> None:
         owned = [[], []]
         if isinstance(made[1], nn.Module):
             made[0].load_state_dict(made[1].state_dict())
+            if not any(map(differentiable, sides[0])):  # small embeddings have large gradients: token ids, in float64
+                made = [net.double() for net in made]
             owned = [list(net.parameters()) for net in made]
         outs = [tensors(f(*side)) for f, side in zip(made, sides)]
         torch.testing.assert_close(*outs)
