@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from itertools import repeat
 
@@ -138,6 +139,27 @@ def classifier_guidance(denoise: Callable, log_prob: Callable[[Tensor, Level], T
         return Pred(x0 + scale * sigma**2 / alpha * g, eps - scale * sigma * g)
 
     return guided
+
+
+def interval(guided: Callable, plain: Callable, low: float, high: float) -> Callable:
+    """Guidance in an interval of noise levels, none outside (Kynkäänniemi et al. 2024, arXiv 2404.07724).
+
+        guided where low ≤ sigma/alpha ≤ high, plain elsewhere
+
+    Args:
+        guided, plain: denoisers (x, level) -> Pred: usually of `cfg`, and of the same net with the condition alone.
+        low, high: noise to signal, sigma/alpha; 0 and infinity leave an end open.
+
+    >>> loud, quiet = (lambda x, level: Pred(2 * x, x)), (lambda x, level: Pred(x, x))
+    >>> limited = interval(loud, quiet, 0.5, 2.0)
+    >>> [limited(torch.tensor(1.0), Level(0.0, *amplitudes)).x0.item() for amplitudes in ((0.6, 0.8), (0.96, 0.28))]
+    [2.0, 1.0]
+    """
+    def limited(x: Tensor, level: Level) -> Pred:
+        ratio = level.sigma / level.alpha if level.alpha else math.inf
+        return guided(x, level) if low <= ratio <= high else plain(x, level)
+
+    return limited
 
 
 def inpaint(denoise: Callable, known: Tensor, mask: Tensor, noise: Tensor) -> Callable:

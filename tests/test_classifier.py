@@ -46,4 +46,4 @@ def test_the_shipped_one_reads_fresh_drawings_and_noise_makes_it_unsure():
         alpha, sigma = (float(c) for c in SD(torch.tensor(t)))
         logits = net(alpha * x0 + sigma * torch.randn(x0.shape, generator=g), t)
         right.append((logits.argmax(1) == y).float().mean().item())
-    assert right[0] > 0.9 > right[1] > right[2] > 0.1  # chance is 1/6
+    assert right[0] > 0.85 > right[1] > right[2] > 0.1  # chance is 1/6

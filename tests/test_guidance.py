@@ -87,6 +87,26 @@ def test_classifier_guidance_needs_sigma(level):
     assert (TWO.denoise(x, level).eps - grad - expected.eps).abs().max() > 0.1
 
 
+def test_interval_guides_inside_and_leaves_alone_outside_in_any_coordinates():
+    loud, quiet = (lambda x, level: Pred(2 * x, x)), (lambda x, level: Pred(x, x))
+
+    def guided(low, high, level):
+        return torch.equal(guidance.interval(loud, quiet, low, high)(X, level).x0, 2 * X)
+
+    assert guided(0.6 / 0.8, 0.6 / 0.8, LEVEL) and guided(0.0, 1.0, LEVEL)        # the ends belong to it
+    assert not guided(0.76, 2.0, LEVEL) and not guided(0.0, 0.74, LEVEL)
+    assert guided(0.7, 0.8, Level(0.0, 1.0, 0.75)) and guided(0.7, 0.8, Level(0.0, 4 / 7, 3 / 7))
+    assert not guided(0.0, 100.0, Level(999.0, 0.0, 1.0)) and guided(1.0, torch.inf, Level(999.0, 0.0, 1.0))
+
+
+def test_interval_asks_one_denoiser_per_level():
+    calls = []
+    limited = guidance.interval(lambda *_: calls.append("guided"), lambda *_: calls.append("plain"), 0.5, 2.0)
+    for sigma in (3.0, 1.0, 0.1):
+        limited(X, Level(0.0, 1.0, sigma))
+    assert calls == ["plain", "guided", "plain"]
+
+
 def test_classifier_guidance_at_scale_zero_does_nothing_and_any_scale_keeps_the_state():
     def log_prob(x, level):
         return TWO.log_posterior(0, x, level).sum((1, 2))
