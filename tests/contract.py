@@ -67,6 +67,13 @@ UNET = UNetConfig(block_out_channels=(8, 12), layers_per_block=2, heads=2, cross
 TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
                        max_position_embeddings=9, eos_token_id=19)
 UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim=-1)  # pictures and texts
+CLASSES = torch.tensor([0.4, -1.3])
+
+
+def classed(x: Tensor, t: float, c: Tensor) -> Tensor:
+    """A network that is told a class."""
+    return torch.tanh(x * c.view(-1, 1, 1, 1) + t / 999)
+
 
 CASES: dict[str, Rows] = {
     "schedule.linear_betas": ((), (10,), (5, 0.1, 0.3)),
@@ -89,6 +96,10 @@ CASES: dict[str, Rows] = {
     "samplers.ddim": WALKS,
     "samplers.ddpm": tuple((reseeded, *row[1:]) for row in WALKS),
     "guidance.clip": tuple(Made((curved, *ends), (2 * LINE, level)) for ends in ((), (0.0, 0.5)) for level in GRID),
+    "guidance.cfg": tuple(Made((classed, {"c": CLASSES}, {"c": CLASSES.cos()}, *how), (MAPS, 500.0))
+                          for how in ((0.0,), (1.0,), (7.5,), (7.5, 0.7), (3.0, 1.0))),
+    "guidance.interval": tuple(Made((curved, lambda x, level: Pred(x.sin(), x), *ends), (LINE, level))
+                               for ends in ((0.0, 1.0), (0.5, 1.5), (1.0, 9.0)) for level in GRID),
     "nets.layers.sinusoid": ((TIMES, 8), (TIMES.double() / 7, 2)),
     "nets.mlp.MLP": (Made((MLPConfig(ch=8),), (STATES.float(), TIMES)),
                      Made((MLPConfig(dim=4, ch=6, layers=1),), (torch.ones(2, 4), 500))),
