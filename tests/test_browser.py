@@ -127,3 +127,32 @@ def test_a_saved_notebook_opened_again_shows_the_explorer_as_it_was(serve, page)
     page.wait_for_function("window.stopped")
     page.reload()
     assert page.wait_for_selector("img.widget-image").is_visible() and page.errors == []
+
+
+STUDIO = """import minidiff as md
+from minidiff.teach import studio
+
+studio(md.StableDiffusion.from_pretrained("mini-sd"), "a red house, snow", steps=3)"""
+
+
+def test_the_studio_draws_what_is_typed_and_its_slider_goes_back(serve, page):
+    goto(page, serve([new_code_cell(STUDIO)]))
+    picture = run_all(page)
+
+    def moved_by(act) -> None:
+        before = picture.get_attribute("src")
+        act()
+        page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
+
+    box = page.locator(".widget-text input").first
+    box.fill("a blue boat, sea, night")
+    box.press("Enter")
+    moved_by(page.get_by_role("button", name="draw").click)
+    page.wait_for_function(IDLE)
+    page.wait_for_timeout(500)                                           # the last frame arrives after the kernel idles
+    slider = page.locator(".noUi-handle").last
+    moved_by(lambda: slider.press("ArrowLeft"))
+    page.wait_for_function(IDLE)
+    moved_by(page.locator(".widget-play button").first.click)
+    assert page.asked and [url for url in page.asked if not LOCAL.match(url)] == []
+    assert page.errors == []

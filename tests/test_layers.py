@@ -18,7 +18,7 @@ LAYERS = (
     ("samplers", "multistep", "guidance", "likelihood", "control", "settings", "io.lora", "io.embeddings", "io.models",
      "text"),
     ("pipeline", "run", "conditions", "memory", "editing"),
-    ("evaluate", "metrics", "train", "bench"),
+    ("evaluate", "metrics", "train", "bench", "anatomy"),
     ("teach", "cli"),
     ("__main__",),
 )

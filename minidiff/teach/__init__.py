@@ -3,5 +3,7 @@ from minidiff.teach.check import check
 from minidiff.teach.explore import explore
 from minidiff.teach.film import film
 from minidiff.teach.show import show, style
+from minidiff.teach.studio import studio
+from minidiff.teach.tree import tree
 
-__all__ = ["check", "explore", "film", "show", "style"]
+__all__ = ["check", "explore", "film", "show", "studio", "style", "tree"]
