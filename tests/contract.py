@@ -11,6 +11,7 @@ from minidiff.grid import Grid
 from minidiff.nets.mlp import MLPConfig
 from minidiff.nets.towers import CLIPTextConfig
 from minidiff.nets.unet import UNetConfig
+from minidiff.nets.vae import VAEConfig
 from minidiff.prediction import Pred
 from minidiff.schedule import SD, Level, amplitudes
 
@@ -64,6 +65,8 @@ MAPS = torch.linspace(-2, 2, 192).sin().view(2, 4, 6, 4) * torch.linspace(1, 2, 
 UNET = UNetConfig(block_out_channels=(8, 12), layers_per_block=2, heads=2, cross_attention_dim=4, norm_num_groups=4,
                   down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                   up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+CODER = VAEConfig(in_channels=4, out_channels=4, latent_channels=3, block_out_channels=(8, 12), layers_per_block=2,
+                  norm_num_groups=4)
 TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
                        max_position_embeddings=9, eos_token_id=19)
 UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim=-1)  # pictures and texts
@@ -137,6 +140,11 @@ CASES: dict[str, Rows] = {
     "nets.towers.Layer": tuple(Made((TOWER,), (TOKENS, causal)) for causal in (True, False)),
     "nets.clip.CLIPText": (Made((TOWER,), (torch.tensor([[18, 3, 7, 19, 19], [18, 0, 5, 5, 19]]),)),),
     "train.losses.contrastive": tuple((*UNIT, torch.tensor(s)) for s in (-1.0, 0.0, 2.66)),
+    "nets.vae.VAE": (Made((CODER,), (MAPS.double(), MAPS[:, :3, ::2, ::2].cos().double())),
+                     Made((CODER,), (MAPS.sin().double(),))),
+    "train.losses.vae": ((MAPS, MAPS.sin(), MAPS[:, :2].cos(), MAPS[:, 2:].sin()),
+                         (MAPS[:1, :3], MAPS[1:, :3], STATES.float(), STATES.float().sin())),
+    "io.images.to_rgb": ((MAPS / 4, WORDS[0, :5, :3] / 3),),
 }
 
 
@@ -153,6 +161,8 @@ def prove(scratch, package, rows: Rows) -> None:
         owned = [[], []]
         if isinstance(made[1], nn.Module):
             made[0].load_state_dict(made[1].state_dict())
+            for net in made:  # in the inputs' precision
+                net.to(next((side.dtype for side in sides[0] if differentiable(side)), torch.float32))
             if not any(map(differentiable, sides[0])):  # small embeddings have large gradients: token ids, in float64
                 made = [net.double() for net in made]
             owned = [list(net.parameters()) for net in made]
