@@ -105,8 +105,8 @@ class Drawing:
             light = Image.fromarray((share / share.max() * 255).byte().cpu().numpy(), "L")
             side = (SIDE, row.height - 8)
             guess = row.crop((SIDE + 8, 0, 2 * SIDE + 8, row.height - 8))
-            wide.paste(Image.composite(guess, Image.new("RGB", side, "#808080"), light.resize(side, Image.Resampling.BICUBIC)),
-                       (2 * SIDE + 16, 0))
+            light = light.resize(side, Image.Resampling.BICUBIC)
+            wide.paste(Image.composite(guess, Image.new("RGB", side, "#808080"), light), (2 * SIDE + 16, 0))
         return wide
 
 

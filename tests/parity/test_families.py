@@ -13,6 +13,7 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.pipeline import StableDiffusion
 from minidiff.text import Text
+from tests import rules, series
 from tests.parity.families import FAMILIES, as_class, build
 
 PROMPT = "a large red house on the left, snow, night, stars"
@@ -53,6 +54,17 @@ def mask(size=32):
 
 def same(got, want):
     assert_close(got, want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_notebook_15_draws_with_a_checkpoint_of_every_family(models, name, tmp_path, capsys):
+    models(name)[1].save_pretrained(tmp_path)
+    space = {}
+    for _, cell in rules.each(rules.read(series.FOLDER / "15_full_stable_diffusion.ipynb"), "code", "part"):
+        exec(cell.source, space)
+    assert space["run_checkpoint"](None) is None and "MINIDIFF_SD" in capsys.readouterr().out
+    assert space["run_checkpoint"](str(tmp_path)).size == (32, 32)
+    assert "32×32 pixels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "inpaint"])
