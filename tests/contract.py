@@ -73,6 +73,11 @@ UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim
 CLASSES = torch.tensor([0.4, -1.3])
 
 
+def certain(x: Tensor, level: Level) -> Tensor:
+    """log p(y|x) of a class that looks at the level."""
+    return torch.nn.functional.logsigmoid(level.alpha * x @ torch.tensor([1.3, -0.4]).to(x) / (level.sigma + 0.1))
+
+
 def classed(x: Tensor, t: float, c: Tensor) -> Tensor:
     """A network that is told a class."""
     return torch.tanh(x * c.view(-1, 1, 1, 1) + t / 999)
@@ -99,6 +104,8 @@ CASES: dict[str, Rows] = {
     "samplers.ddim": WALKS,
     "samplers.ddpm": tuple((reseeded, *row[1:]) for row in WALKS),
     "guidance.clip": tuple(Made((curved, *ends), (2 * LINE, level)) for ends in ((), (0.0, 0.5)) for level in GRID),
+    "guidance.classifier_guidance": tuple(Made((curved, certain, scale), (STATES, level)) for scale in (0.0, 1.0, 3.5)
+                                          for level in GRID),
     "guidance.cfg": tuple(Made((classed, {"c": CLASSES}, {"c": CLASSES.cos()}, *how), (MAPS, 500.0))
                           for how in ((0.0,), (1.0,), (7.5,), (7.5, 0.7), (3.0, 1.0))),
     "guidance.interval": tuple(Made((curved, lambda x, level: Pred(x.sin(), x), *ends), (LINE, level))
