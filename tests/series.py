@@ -101,7 +101,9 @@ def solutions(number: str) -> nbformat.NotebookNode:
                if isinstance(node, (ast.Import, ast.ImportFrom))]
     sources = "".join(inspect.getsource(exercise.solution) for exercise in module.EXERCISES.values())
     imports = [line for line in imports if re.search(rf"\b{line.split()[-1]}\b", sources)]
-    imports += [""] * bool(imports) + ["from minidiff.teach import check"]
+    groups = [[line for line in imports if (line.split()[1] in sys.stdlib_module_names) == standard]
+              for standard in (True, False)] + [["from minidiff.teach import check"]]
+    imports = [line for group in groups if group for line in (*group, "")][:-1]
     cells = [new_markdown_cell(title), new_code_cell("\n".join(imports))]
     for name, exercise in module.EXERCISES.items():
         stars, f = "★" * exercise.difficulty, exercise.solution
