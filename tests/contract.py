@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from minidiff import exact
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid
 from minidiff.nets.mlp import MLPConfig
@@ -71,6 +72,7 @@ TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_h
                        max_position_embeddings=9, eos_token_id=19)
 UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim=-1)  # pictures and texts
 CLASSES = torch.tensor([0.4, -1.3])
+COUNTS = torch.arange(30).view(10, 3) ** 2 % 11 + torch.arange(3)  # whole numbers: measures that return no tensor
 
 
 def certain(x: Tensor, level: Level) -> Tensor:
@@ -151,6 +153,14 @@ CASES: dict[str, Rows] = {
                      Made((CODER,), (MAPS.sin().double(),))),
     "train.losses.vae": ((MAPS, MAPS.sin(), MAPS[:, :2].cos(), MAPS[:, 2:].sin()),
                          (MAPS[:1, :3], MAPS[1:, :3], STATES.float(), STATES.float().sin())),
+    "metrics.frechet": ((COUNTS, COUNTS[:7, [1, 2, 0]]), (COUNTS[:5], COUNTS)),
+    "metrics.without_bias": ((lambda a, b: (a.sum() - b.prod()).item(), COUNTS, COUNTS[:7] + 1),),
+    "metrics.kernel_distance": ((COUNTS, COUNTS[:7, [1, 2, 0]]), (COUNTS[:5], COUNTS)),
+    "metrics.nearest": ((STATES, STATES.flip(1)[:2]), (MAPS, MAPS.cos()[:1])),
+    "metrics.interval": ((lambda a, b: (a.sum() - 2 * b.max()).item(), COUNTS, COUNTS[:7]),
+                         (lambda a: a.double().mean().item(), COUNTS)),
+    "evaluate.wilson": ((0, 10), (99, 100), (7, 7), (30, 80, 2.58)),
+    "likelihood.log_likelihood": tuple((f, STATES, GRID) for f in (curved, exact.denoiser(PLANE))),
     "io.images.to_rgb": ((MAPS / 4, WORDS[0, :5, :3] / 3),),
 }
 
