@@ -24,6 +24,10 @@ class Made(NamedTuple):
     call: tuple
 
 
+class Twice(Made):
+    """The same, called twice; the second answer counts: for what changes after its first call."""
+
+
 Rows = tuple[tuple | Made, ...]  # the arguments of one call each
 
 
@@ -72,6 +76,7 @@ TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_h
                        max_position_embeddings=9, eos_token_id=19)
 UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim=-1)  # pictures and texts
 CLASSES = torch.tensor([0.4, -1.3])
+LOOKS, PLACES = torch.arange(120.0).view(4, 2, 3, 5).sin(), torch.tensor([[0, 2, -1, -1, 1]])  # attention, its tokens
 COUNTS = torch.arange(30).view(10, 3) ** 2 % 11 + torch.arange(3)  # whole numbers: measures that return no tensor
 
 
@@ -112,6 +117,13 @@ CASES: dict[str, Rows] = {
                           for how in ((0.0,), (1.0,), (7.5,), (7.5, 0.7), (3.0, 1.0))),
     "guidance.interval": tuple(Made((curved, lambda x, level: Pred(x.sin(), x), *ends), (LINE, level))
                                for ends in ((0.0, 1.0), (0.5, 1.5), (1.0, 9.0)) for level in GRID),
+    "guidance.inpaint": tuple(kind((curved, LINE.cos(), (LINE > 0).double(), LINE.sin()), (LINE, level))
+                              for kind in (Made, Twice) for level in GRID),
+    "editing.slerp": tuple((*pair, share) for share in (0.0, 0.3, 1.0)
+                           for pair in ((MAPS, MAPS.cos()), (TOKENS, TOKENS.cos()))),
+    "editing.invert": tuple((curved, LINE, ladder) for ladder in (*LADDERS[:2], GRID)),
+    "editing.prompt_to_prompt": tuple(kind((PLACES, steps), (name, LOOKS)) for kind in (Made, Twice)
+                                      for steps in (1, 2, 3) for name in ("a.attn1", "a.attn2")),
     "nets.layers.sinusoid": ((TIMES, 8), (TIMES.double() / 7, 2)),
     "nets.mlp.MLP": (Made((MLPConfig(ch=8),), (STATES.float(), TIMES)),
                      Made((MLPConfig(dim=4, ch=6, layers=1),), (torch.ones(2, 4), 500))),
@@ -120,6 +132,11 @@ CASES: dict[str, Rows] = {
     "prediction.split": tuple((kind, STATES, STATES.sin(), 0.8, 0.6) for kind in KINDS),
     "train.losses.diffusion": tuple((timed, kind, SD, x0, TIMES, x0.sin())  # for flow the package moves x
                                     for kind in KINDS[:3] for x0 in (STATES.float(), STATES.float().view(3, 2, 1, 1))),
+    "prediction.moved": tuple((kind, *pair) for kind in (*KINDS, "edm") for pair in ((3.0, 0.7), NOISY)),
+    "train.losses.edm_times": ((LINE,), (LINE, 0.5, 2.0)),
+    "train.trainer.learning_rate": tuple((step, 90, 3.0, *more) for step in (0, 7, 60, 89) for more in ((), (5, 0.5))),
+    "train.ema.constant": (Made((0.9,), (0,)), Made((0.99,), (7,))),
+    "train.ema.power": tuple(Made((width,), (n,)) for width in (0.05, 0.1, 0.28) for n in (0, 1, 500)),
     "train.losses.implied_weight": tuple((kind, *pair) for kind in KINDS for pair in ((0.8, 0.6), NOISY)),
     "train.losses.min_snr": tuple((kind, *NOISY, *gamma) for kind in KINDS for gamma in ((), (2.0,))),
     "samplers.euler": WALKS,
@@ -183,6 +200,9 @@ def prove(scratch, package, rows: Rows) -> None:
             if not any(map(differentiable, sides[0])):  # small embeddings have large gradients: token ids, in float64
                 made = [net.double() for net in made]
             owned = [list(net.parameters()) for net in made]
+        if isinstance(row, Twice):
+            for f, side in zip(made, sides):
+                f(*side)
         outs = [tensors(f(*side)) for f, side in zip(made, sides)]
         torch.testing.assert_close(*outs)
         wanted = [[a for a in side if differentiable(a)] + own for side, own in zip(sides, owned)]
