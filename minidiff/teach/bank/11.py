@@ -62,6 +62,8 @@ EXERCISES = {
             "this walks back from cond towards uncond: seen from cond, guidance goes on by (s − 1)·(cond − uncond)":
                 lambda u, c, s: c - (s - 1) * (c - u),
             "this is Bayes' rule without a scale, cond itself": lambda u, c, s: c,
+            "scale − 1 is counted from cond; from uncond it is scale, for scale 1 must give cond, not uncond":
+                lambda u, c, s: u + (s - 1) * (c - u),
         },
         also=(lambda u, c, s: s * c + (1 - s) * u, lambda u, c, s: c + (s - 1) * (c - u), torch.lerp)),
     "11.2": Exercise(
@@ -80,6 +82,8 @@ EXERCISES = {
             "−1 marks the hidden ones here; the network has a number of its own for that, `nothing`":
                 lambda y, r, p, n: torch.where(r < p, -1, y),
             "`nothing` is added to the label; it replaces it": lambda y, r, p, n: torch.where(r < p, y + n, y),
+            "this draws random numbers of its own; use those that are given, `chance`":
+                lambda y, r, p, n: torch.where(torch.rand(len(y)) < p, n, y),
         },
         also=(lambda y, r, p, n: y.masked_fill(r < p, n), lambda y, r, p, n: (r < p) * n + (r >= p) * y)),
     "11.3": Exercise(
@@ -112,6 +116,12 @@ EXERCISES = {
                 turned(lambda o, c: c.std() / o.std()),
             "this takes one standard deviation per channel, (2, 3); (11.7) takes one over all numbers of a picture":
                 turned(lambda o, c: c.std((2, 3), keepdim=True) / o.std((2, 3), keepdim=True)),
+            "this takes the standard deviation over the batch, axis 0; (11.7) takes one over all numbers of a picture":
+                turned(lambda o, c: c.std(0) / o.std(0)),
+            "one number per picture does not fit (B,C,H,W), the error says so: keepdim=True makes it (B,1,1,1)":
+                turned(lambda o, c: c.std(AXES) / o.std(AXES)),
+            "one number per picture does not fit (B,C,H,W), the error says so: std(…, keepdim=True) gives (B,1,1,1)":
+                lambda o, c, p: (1 - p) * o + p * o * (c.std(AXES) / o.std(AXES)),
             "variance for standard deviation: the numbers are scaled by the ratio of the deviations":
                 turned(lambda o, c: c.var(AXES, keepdim=True) / o.var(AXES, keepdim=True)),
             "the two shares are swapped: at share 0 the output stays as it is":

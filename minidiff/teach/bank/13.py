@@ -235,6 +235,8 @@ EXERCISES = {
             "the vectors are not brought to length 1": lambda u, v, s: loss(u, v, s, unit=lambda x: x),
             "this normalises over the batch; bring each row to length 1":
                 lambda u, v, s: loss(u, v, s, unit=lambda x: F.normalize(x, dim=0)),
+            "this divides by the length of the whole batch; bring each row to length 1":
+                lambda u, v, s: loss(u, v, s, unit=lambda x: x / x.norm()),
             "this takes the softmax of the vectors; bring each row to length 1":
                 lambda u, v, s: loss(u, v, s, unit=lambda x: x.softmax(1)),
             "this divides by the squared length; divide by the length":
