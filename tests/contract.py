@@ -132,6 +132,11 @@ CASES: dict[str, Rows] = {
     "prediction.split": tuple((kind, STATES, STATES.sin(), 0.8, 0.6) for kind in KINDS),
     "train.losses.diffusion": tuple((timed, kind, SD, x0, TIMES, x0.sin())  # for flow the package moves x
                                     for kind in KINDS[:3] for x0 in (STATES.float(), STATES.float().view(3, 2, 1, 1))),
+    "prediction.moved": tuple((kind, *pair) for kind in (*KINDS, "edm") for pair in ((3.0, 0.7), NOISY)),
+    "train.losses.edm_times": ((LINE,), (LINE, 0.5, 2.0)),
+    "train.trainer.learning_rate": tuple((step, 90, 3.0, *more) for step in (0, 7, 60, 89) for more in ((), (5, 0.5))),
+    "train.ema.constant": (Made((0.9,), (0,)), Made((0.99,), (7,))),
+    "train.ema.power": tuple(Made((width,), (n,)) for width in (0.05, 0.1, 0.28) for n in (0, 1, 500)),
     "train.losses.implied_weight": tuple((kind, *pair) for kind in KINDS for pair in ((0.8, 0.6), NOISY)),
     "train.losses.min_snr": tuple((kind, *NOISY, *gamma) for kind in KINDS for gamma in ((), (2.0,))),
     "samplers.euler": WALKS,
