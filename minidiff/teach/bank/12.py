@@ -101,7 +101,7 @@ EXERCISES = {
         },
         also=(by_torch, lambda m, v: -0.5 * torch.stack([(1 + b - a.square() - b.exp()).sum() for a, b in zip(m, v)]))),
     "12.2": Exercise(
-        "a draw that gradients pass through", 1, 5, draw_latent, DRAWS,
+        "a latent from outside noise", 1, 5, draw_latent, DRAWS,
         wrong={
             "the ½ is missing: exp(logvar) is the variance, and noise is multiplied by the standard deviation":
                 lambda m, v, e: m + v.exp() * e,
