@@ -108,7 +108,8 @@ EXERCISES = {
         },
         also=(without_loops,)),
     "09.4": Exercise(
-        "the number of samples that an interval needs", 1, 5, samples_needed, ((0.5, 0.2), (0.9, 0.11), (0.98, 0.04)),
+        "the number of samples that an interval needs", 1, 5, samples_needed,
+        ((0.5, 0.2), (0.9, 0.11), (0.98, 0.04), (0.5, 0.49)),  # the last is 4, exactly
         wrong={
             "1.96 should be squared: it stands outside of the root": lambda p, h: math.ceil(1.96 * p * (1 - p) / h**2),
             "1.96 is missing: this is one standard deviation": lambda p, h: math.ceil(p * (1 - p) / h**2),
@@ -118,6 +119,8 @@ EXERCISES = {
             "the variance of a share is p·(1 − p)/n: 1 − p is missing": lambda p, h: math.ceil(1.96**2 * p / h**2),
             "this is the worst case, p = ½; here p is known": lambda p, h: math.ceil(1.96**2 / 4 / h**2),
             "rounded down it is one sample too few": lambda p, h: math.floor(1.96**2 * p * (1 - p) / h**2),
+            "one too many where the number is whole already: `math.ceil` leaves 4.0 at 4":
+                lambda p, h: math.floor(1.96**2 * p * (1 - p) / h**2) + 1,
             "round up to a whole number of samples": lambda p, h: 1.96**2 * p * (1 - p) / h**2,
             "one too many: the interval may be as wide as `half` says": lambda p, h: samples_needed(p, h) + 1,
             "this is √n": lambda p, h: math.ceil(1.96 * math.sqrt(p * (1 - p)) / h),
