@@ -102,6 +102,7 @@ def test_latents_are_cached_until_the_vae_changes(model, folder):
     ({"name": "vae", "steps": 0}, "at least 1 step"),
     ({"name": "reader", "data": "photos"}, "cannot be trained on a folder"),
     ({"name": "classifier", "data": "photos"}, "cannot be trained on a folder"),
+    ({"name": "unet"}, "has no text_encoder; train it first: python -m minidiff train clip --out"),
     ({"name": "vae", "data": "no/such/folder"}, "no/such/folder"),
 ])
 def test_bad_options_are_one_clear_sentence(options, sentence, tmp_path):

@@ -120,6 +120,10 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
 
 def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
     """Cross-attention U-Net of 7 M parameters on cached latents, with the clip and vae found in --out."""
+    for part, recipe in (("text_encoder", "clip"), ("vae", "vae")):
+        if not (run.out / part / "config.json").is_file():
+            raise FileNotFoundError(f"{run.out} has no {part}; train it first: python -m minidiff train {recipe} "
+                                    f"--out {run.out}")
     means, stds, ids = latents(run, size, data)
     text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(False)
     empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
