@@ -48,12 +48,18 @@ def test_packed_equals_plain_and_leaves_nothing_behind(unet, batch, height, widt
 
 
 @torch.inference_mode()
-def test_large_weights_are_used_as_they_are(unet, monkeypatch):
+def test_layers_with_large_weights_and_layers_that_are_given_large_maps_stay_plain(unet, monkeypatch):
     x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
-    monkeypatch.setattr(module, "LARGEST", 0)
+    plain = unet(x, 500.0, context)
+    monkeypatch.setattr(module, "LARGEST", 300)
     with packed(unet):
-        inside = unet(x, 500.0, context)
-    torch.testing.assert_close(inside, unet(x, 500.0, context), rtol=1e-5, atol=1e-5)
+        assert 0 < fast(unet) == sum(m.weight.numel() <= 300 for m in unet.modules() if type(m) in module.FAST)
+    monkeypatch.setattr(module, "LARGEST", 2**20)
+    monkeypatch.setattr(module, "POSITIONS", 0)
+    for op in module.OPS:
+        monkeypatch.setattr(torch.ops.mkldnn, op, None)  # not callable
+    with packed(unet):
+        assert torch.equal(unet(x, 500.0, context), plain)
 
 
 @torch.inference_mode()
