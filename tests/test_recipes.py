@@ -7,8 +7,10 @@ import torch
 from minidiff.data import scenes
 from minidiff.io.weights import load_state
 from minidiff.nets.classifier import Classifier
+from minidiff.nets.patches import Patches
 from minidiff.nets.reader import SCENE, THING
 from minidiff.nets.unet import UNet
+from minidiff.nets.vae import VAE
 from minidiff.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
 from minidiff.train.trainer import Run
@@ -95,9 +97,33 @@ def test_latents_are_cached_until_the_vae_changes(model, folder):
     assert len(list(model.glob("train/latents-*"))) == 2
 
 
+def test_a_large_vae_compresses_by_eight_with_a_critic_and_a_perceptual_loss(folder, tmp_path):
+    for steps in (2, 3):  # of three steps the last is adversarial
+        recipes.run("vae", out=tmp_path / str(steps), steps=steps, size=128, device="cpu", data=folder)
+        (row,) = map(json.loads, (tmp_path / f"{steps}/logs/vae.jsonl").read_text().splitlines())
+        assert {"psnr", "perceptual", "critic"} <= row.keys()
+    net = VAE.from_pretrained(tmp_path / "3/vae")
+    assert net.encode(torch.zeros(1, 3, 128, 128)).shape == (1, 4, 16, 16)
+
+
+def test_the_perceptual_net_learns_to_name_what_is_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "DRAWINGS", 64)
+    recipes.run("perceptual", out=tmp_path, steps=2, size=32, device="cpu")
+    assert Patches.from_pretrained(tmp_path)(torch.zeros(1, 3, 32, 32))[0].shape == (1, len(recipes.NAMES), 2, 2)
+
+
+def test_drawings_are_those_that_are_rendered_all_at_once():
+    drawn, shown = scenes.render(6, 16, seed=3)
+    drawings = pictures.Drawings(6, 16, seed=3)
+    rows = torch.tensor([4, 1])
+    assert torch.equal(drawings[rows], drawn[rows])
+    assert drawings.shown(rows)[1] == [shown[4], shown[1]]
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("options, sentence", [
-    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, vae, unet, pixels, pixels-class, classifier"),
+    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, perceptual, vae, unet, pixels, "
+     "pixels-class, classifier"),
     ({"name": "vae", "size": 30}, "multiple of 16"),
     ({"name": "vae", "steps": 0}, "at least 1 step"),
     ({"name": "reader", "data": "photos"}, "cannot be trained on a folder"),

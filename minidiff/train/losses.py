@@ -1,4 +1,4 @@
-"""The training losses: noise prediction (DDPM) and the bound behind it, KL-VAE, contrastive (CLIP)."""
+"""The training losses: noise prediction (DDPM) and the bound behind it, KL-VAE with its critic, contrastive (CLIP)."""
 from __future__ import annotations
 
 import math
@@ -180,6 +180,48 @@ def vae(image: Tensor, decoded: Tensor, mean: Tensor, logvar: Tensor, *, edges: 
     divergence = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
     return (diff.abs().mean() + 2.0 * diff.square().mean()
             + edges * (rows.abs().mean() + cols.abs().mean()) + kl * divergence)
+
+
+def perceptual(maps: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """How far two pictures look apart to a net: |n(a) − n(b)|², averaged over places and layers.
+
+    n gives the channels at every place unit length: LPIPS with equal weights (Zhang et al. 2018, arXiv 1801.03924,
+    eq. 1).
+
+    Args:
+        maps, others: one (B,C,h,w) per layer, for each picture.
+
+    >>> perceptual([torch.tensor([[[[3.0]], [[4.0]]]])], [torch.tensor([[[[-4.0]], [[3.0]]]])])   # at right angles
+    tensor(2.0000)
+    """
+    unit = [[m / (m.square().sum(1, keepdim=True) + 1e-10).sqrt() for m in each] for each in (maps, others)]
+    return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(*unit, strict=True)]).mean()
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss ½·mean max(0, 1 − real) + ½·mean max(0, 1 + fake) (Lim & Ye 2017, arXiv 1705.02894).
+
+    Args:
+        real, fake: its answers, of any shape, for true and for made pictures; what makes them is to lower −mean(fake).
+
+    >>> hinge(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, -1.0]))
+    tensor(0.2500)
+    """
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+    """The weight |∇ reconstruction| / |∇ adversarial| by the decoder's last layer: both pull on it alike (Esser et al.
+    2021, arXiv 2012.09841, eq. 7), at most 10,000.
+
+    Args:
+        reconstruction, adversarial: scalars. last: the layer's weight, which both depend on.
+
+    >>> w = torch.ones(2, requires_grad=True); adaptive_weight(3 * w.sum(), 2 * w.sum(), w)
+    tensor(1.5000)
+    """
+    rec, adv = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (reconstruction, adversarial))
+    return (rec / (adv + 1e-6)).clamp(max=1e4).detach()
 
 
 def contrastive(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:

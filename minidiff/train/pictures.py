@@ -59,6 +59,33 @@ def _draw_chunk(work: Callable, n: int, first: int):
     return work(n, first=first)
 
 
+class Drawings:
+    """The drawings of a seed, each made when it is asked for: as large as you like, and none held in memory.
+
+    Args:
+        n: how many there are. size: side in pixels. options: as for `scenes.render`.
+
+    >>> drawings = Drawings(10, 16, seed=3)
+    >>> len(drawings), drawings[torch.tensor([7, 2])].shape
+    (10, torch.Size([2, 3, 16, 16]))
+    """
+
+    def __init__(self, n: int, size: int, **options):
+        self.n, self.render = n, partial(scenes.render, size=size, **options)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(len(rows),3,size,size) uint8, picture i as in `scenes.render(n)`."""
+        return self.shown(rows)[0]
+
+    def shown(self, rows: Tensor) -> tuple[Tensor, list[scenes.Scene]]:
+        """The pictures, and what they show."""
+        pictures, drawn = zip(*[self.render(1, first=row) for row in rows.tolist()])
+        return torch.cat(pictures), [scene for (scene,) in drawn]
+
+
 def cache_name(size: int, data: Path | None) -> str:
     """What tells the caches of one model folder apart."""
     return f"{size}-{data.resolve().name}" if data else str(size)

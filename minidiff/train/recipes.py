@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from minidiff.data import files, scenes
 from minidiff.grid import preset
+from minidiff.io.weights import weights_dir
 from minidiff.nets.classifier import Classifier, ClassifierConfig
 from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVisionConfig
+from minidiff.nets.patches import Patches, PatchesConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
@@ -28,7 +30,7 @@ from minidiff.samplers import ddim
 from minidiff.schedule import SD
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
-from minidiff.train.pictures import DRAWINGS, crops, dataset, draw, latents, sheet, to_unit, tokenize_all
+from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, draw, latents, sheet, to_unit, tokenize_all
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
@@ -88,32 +90,71 @@ def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
     average.text_encoder().save_pretrained(run.out / "text_encoder", dtype=torch.float16)
 
 
+def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Path | None = None) -> None:
+    """Net that names what crops of drawings show; the VAE compares its maps of two pictures (perceptual loss)."""
+    if data:
+        raise ValueError("this recipe learns the attributes of scenes; it cannot be trained on a folder (--data)")
+    drawings = Drawings(DRAWINGS, size, seed=run.seed)
+    config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(NAMES))
+    net = Patches.from_pretrained(init) if init else seeded(lambda: Patches(config), run.seed)
+
+    def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(drawings), 16, step, run.seed)[share]
+        pictures, drawn = drawings.shown(rows)
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        image = to_unit(crops(pictures.repeat(4, 1, 1, 1), size // 2, g)).to(device)
+        truth = torch.tensor([[name in (*scene, *(scene.second or ())) for name in NAMES] for scene in drawn])
+        truth = truth.repeat(4, 1).to(device)
+        logits = net(image)[0].float().mean((2, 3))
+        return {"loss": F.binary_cross_entropy_with_logits(logits, truth.float()),
+                "right": ((logits > 0) == truth).float().mean()}
+
+    train("perceptual", net, loss, run, batch=16, lr=2e-3).save_pretrained(run.out, dtype=torch.float16)
+
+
 def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
-    """KL-VAE between pictures and latents of a quarter of their side; it learns on crops of 32×32 pixels."""
-    pictures, _ = dataset(run, size, data)
-    config = VAEConfig(sample_size=size, block_out_channels=(32, 64, 96), layers_per_block=1, latent_channels=4,
-                       norm_num_groups=16)
+    """KL-VAE on crops; f = 4, above 64 pixels f = 8, with a perceptual loss and, towards the end, a discriminator."""
+    large = size > 64
+    pictures = dataset(run, size, data)[0] if data or not large else Drawings(DRAWINGS, size, seed=run.seed)
+    shape = dict(block_out_channels=(16, 32, 64, 128), norm_num_groups=8) if large else \
+        dict(block_out_channels=(32, 64, 96), norm_num_groups=16)
+    config = VAEConfig(sample_size=size, layers_per_block=1, latent_channels=4, **shape)
     net = VAE.from_pretrained(init) if init else seeded(lambda: VAE(config), run.seed)
     net.config = replace(net.config, scaling_factor=1.0)
+    nets = nn.ModuleDict({"vae": net})
+    if large:
+        nets["critic"] = seeded(lambda: Patches(PatchesConfig()), run.seed)
+        eye = Patches.from_pretrained(weights_dir() / "perceptual").to(run.device or default_device())
+    batch, side = (8, 64) if large else (32, 32)
 
-    def loss(net: VAE, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(pictures), 32, step, run.seed)[share]
+    def loss(nets: nn.ModuleDict, step: int, share: slice) -> dict[str, Tensor]:
+        net, rows = nets["vae"], batch_indices(len(pictures), batch, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
-        image = to_unit(crops(pictures[rows], min(size, 32), g)).to(device)
+        image = to_unit(crops(pictures[rows], min(size, side), g)).to(device)
         mean, logvar = (m.float() for m in net.moments(image))
-        noise = torch.randn(mean.shape, generator=g).to(device)
-        decoded = net.decode(mean + (0.5 * logvar).exp() * noise).float()
-        mse = (decoded - image).square().mean()
-        return {"loss": losses.vae(image, decoded, mean, logvar), "psnr": 10 * torch.log10(4 / mse.detach())}
+        decoded = net.decode(mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=g).to(device)).float()
+        total = losses.vae(image, decoded, mean, logvar)
+        values = {"psnr": 10 * torch.log10(4 / (decoded - image).detach().square().mean())}
+        if large:
+            critic = nets["critic"].requires_grad_(False)  # it judges here, and learns below
+            values["perceptual"] = losses.perceptual(eye(image)[1], eye(decoded)[1])
+            total = total + 0.25 * values["perceptual"]
+            if step >= 0.6 * run.steps:
+                fooled = -critic(decoded)[0].mean()
+                total = total + 0.5 * losses.adaptive_weight(total, fooled, net.decoder.conv_out.weight) * fooled
+            values["critic"] = losses.hinge(*(critic.requires_grad_(True)(x)[0] for x in (image, decoded.detach())))
+            total = total + values["critic"]
+        return {"loss": total, **values}
 
-    def sample(net: VAE):
-        image = to_unit(pictures[:16]).to(next(net.parameters()).device)
+    def sample(nets: nn.ModuleDict):
+        net = nets["vae"]
+        image = to_unit(pictures[torch.arange(16)]).to(next(net.parameters()).device)
         with torch.inference_mode():
             return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
 
-    net = train("vae", net, loss, run, batch=32, lr=2e-3, sample=sample)
+    net = train("vae", nets, loss, run, batch=batch, lr=2e-3, sample=sample)["vae"]
     with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
-        z = net.to("cpu").encode(to_unit(pictures[:2048]))
+        z = net.to("cpu").encode(to_unit(pictures[torch.arange(min(len(pictures), 1024))]))
         net.config = replace(net.config, scaling_factor=round(1 / z.std().item(), 5))
     net.save_pretrained(run.out / "vae", dtype=torch.float16)
 
@@ -186,12 +227,13 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
                                                                                                 dtype=torch.float16)
 
 
-RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "vae": vae, "unet": unet, "pixels": pixels,
-                                "pixels-class": pixels_class, "classifier": classifier}
-STEPS = {"reader": 4_000, "clip": 900, "vae": 5_000, "unet": 9_000, "pixels": 3_500, "pixels-class": 3_500,
-         "classifier": 2_500}  # those of the weights that ship
+RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "perceptual": perceptual, "vae": vae, "unet": unet,
+                                "pixels": pixels, "pixels-class": pixels_class, "classifier": classifier}
+STEPS = {"reader": 4_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000, "pixels": 3_500,
+         "pixels-class": 3_500, "classifier": 2_500}  # those of the weights that ship
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
 OBJECTS = scenes.ATTRIBUTES["object"]
+NAMES = [name for key in ("time", "sky", "ground", "object", "color") for name in scenes.ATTRIBUTES[key]]
 WAY_DOWN = dict(in_channels=3, block_out_channels=(32, 64, 96), layers_per_block=1, heads=4, cross_attention_dim=None,
                 norm_num_groups=16, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"))
 PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
