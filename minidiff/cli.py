@@ -32,8 +32,10 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     Args:
         prompt … num_images, negative_prompt: see `minidiff.settings.Settings`.
         model, tokenizer, config: see `StableDiffusion.from_pretrained`.
-        init_image: a picture file to start from, cut and resized to the model's size; see `strength`.
-        mask: a picture file, cut and resized likewise: repaint init_image only where it is white.
+        init_image: a picture file to start from, on white where it is transparent, cut and resized to the model's
+            size; see `strength`.
+        mask: a picture file of the same proportions, cut and resized likewise: repaint init_image only where it is
+            white; what is transparent is not.
         lora: LoRA files to load, each with its scale behind "=" unless that is 1: "watercolour.safetensors=0.8".
         controlnet, control_image: a ControlNet's folder, and the picture file that it is told, cut and resized.
         grid: one file with all pictures side by side instead of one file each.
@@ -74,7 +76,10 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     if init_image is not None:
         init_image = io.open_image(init_image)
     if mask is not None:
-        mask = io.open_image(mask)
+        mask = io.open_image(mask, "black")
+        if abs(mask.width * init_image.height - mask.height * init_image.width) > max(*mask.size, *init_image.size):
+            raise ValueError(f"--mask is {mask.width}×{mask.height} pixels, --init-image {init_image.width}×"
+                             f"{init_image.height}: give a mask of the same proportions, or it is cut elsewhere")
     if control_image is not None:
         control_image = io.open_image(control_image)
     pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config)

@@ -129,7 +129,8 @@ def _prepare(model: Model, prompt: str | list[str] | None, s: Settings) -> Itera
         rest = _latents(model, image * (1 - mask), generators, s)
         more = torch.cat([hole, rest], 1) if repaints else None
     calls = functools.partial(control.calls, sampler, levels, options)
-    net = _net(model, control.prepare(s.controls, unet, factor, shape, calls), more, 1 if uncond is None else 2)
+    net = _net(model, control.prepare(s.controls, unet, factor, shape, len(given[0]), calls), more,
+               1 if uncond is None else 2)
     if uncond is None:
         net = functools.partial(net, **cond)
     else:

@@ -44,8 +44,10 @@ class Settings:
         original_size, target_size, crops_coords_top_left: SDXL: (height, width) of the picture before it was cropped
             and after, and (top, left) of the crop, as if it were a training picture; None: that of the result.
         long: read prompts beyond 77 tokens, in chunks of 75, instead of cutting them off.
-        image: start from this: PIL image(s), or a tensor (3,H,W) or (B,3,H,W) in [0, 1]; one, or one per prompt.
-        mask: with `image`, what to repaint: white (1) where it is at least ½; PIL, or a tensor (H,W) … (B,1,H,W).
+        image: start from this: PIL image(s), on white where they are transparent, or a tensor (3,H,W) or (B,3,H,W) in
+            [0, 1]; one, or one per prompt. PIL images of several sizes take that of the first.
+        mask: with `image`, what to repaint: white (1) where it is at least ½; PIL, on black where it is transparent, or
+            a tensor (H,W) … (B,1,H,W); resized to the image; one, or one per prompt.
         strength: with `image`, the share of the steps that are taken, in (0, 1]: 1 keeps almost nothing of it. None:
             0.6, with a mask 1.
         tile: let the VAE see pictures in overlapping tiles of so many pixels: less memory, not quite the same colours.

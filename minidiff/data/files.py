@@ -20,8 +20,8 @@ def stream_folder(folder: str | Path, size: int) -> Iterator[tuple[Tensor, str]]
     """The pictures of a folder and their captions, one after the other: what is not being looked at is not in memory.
 
     The folder holds a `metadata.jsonl`, one line per picture: {"file_name": "cats/1.jpg", "text": "a cat on a mat"}
-    (the layout of Hugging Face's `imagefolder`; other keys are ignored). Pictures are resized so that the shorter side
-    has `size` pixels, and the middle square is kept.
+    (the layout of Hugging Face's `imagefolder`; other keys are ignored). Pictures are made RGB as by
+    `minidiff.io.images.plain`, resized so that the shorter side has `size` pixels, and the middle square is kept.
 
     Yields:
         (3,size,size) uint8, caption; in the order of the file.
