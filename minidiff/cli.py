@@ -246,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--guidance-scale", type=float, default=7.5, metavar="X",
                    help="how strongly the prompt counts; 1 is off (default 7.5)")
     p.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
-    p.add_argument("--seed", type=int, default=0, help="another number, another picture (default 0)")
+    p.add_argument("--seed", type=int, default=0, help="another number, another picture; up to 4294967295 (default 0)")
     p.add_argument("--num-images", type=int, default=1, metavar="N",
                    help="pictures, with seeds SEED, SEED + 1, ... (default 1)")
     p.add_argument("--init-image", metavar="FILE", help="a picture to start from, instead of noise")

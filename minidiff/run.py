@@ -21,7 +21,7 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
 from minidiff.schedule import Discrete
-from minidiff.settings import Settings
+from minidiff.settings import Settings, check_seeds
 from minidiff.text import Text
 
 
@@ -110,6 +110,7 @@ def _prepare(model: Model, prompt: str | list[str] | None, s: Settings) -> Itera
                      for name, part in rows(pair, unet.config, s, sides).items()} if pair else None
                     for pair in (given, other))
     pictures = len(given[0]) * s.num_images
+    check_seeds(s.seed, pictures)
     generators = [torch.Generator().manual_seed(s.seed + i) for i in range(pictures)]
     shape = (pictures, channels, *(side // factor for side in sides))
     if s.latents is not None and s.latents.shape != shape:
