@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -191,7 +192,13 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C.
+
+    What the terminal's encoding lacks is printed as an escape; a reader of the output that leaves early is no error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -199,10 +206,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = vars(_parser().parse_args(argv))
             args.pop("run")(**args)
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return 0
         except KeyboardInterrupt as stop:
             print(f"minidiff: {stop}" if str(stop) else "minidiff: stopped", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # Python flushes once more at its end
+            return 0
         except OSError as error:
             print(f"minidiff: {_one_line(_reason(error))}", file=sys.stderr)
         except ValueError as error:

@@ -83,8 +83,8 @@ class Grid(tuple):
                 raise ValueError(f"a grid runs from noise to data, but t = {now.t:g} is followed by t = {nxt.t:g}")
         for place, (t, alpha, sigma) in enumerate(self):
             if not (alpha > 0 or alpha == 0 == place) or not (sigma > 0 or sigma == 0 and place == len(self) - 1):
-                raise ValueError(f"only a grid's first level may have alpha = 0 and only its last sigma = 0, all others "
-                                 f"have more of both; t = {t:g} has alpha = {alpha:g} and sigma = {sigma:g}")
+                raise ValueError(f"t = {t:g} has alpha = {alpha:g} and sigma = {sigma:g}; both are positive, but for "
+                                 "alpha at a grid's first level and sigma at its last")
         self.from_pure_noise, self.n = from_pure_noise, len(self) - 1 if n is None else n
         return self
 

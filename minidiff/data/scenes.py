@@ -241,7 +241,8 @@ def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, 
     if not pictures or columns < 1 or scale < 1:
         raise ValueError(f"cannot arrange {len(pictures)} pictures in {columns} columns, enlarged {scale} times")
     if len(sizes := {picture.size for picture in pictures}) > 1:
-        raise ValueError(f"pictures side by side are of one size; these are {', '.join(f'{w}×{h}' for w, h in sorted(sizes))}")
+        raise ValueError("pictures side by side are of one size; these are "
+                         + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
     w, h = (scale * side for side in pictures[0].size)
     columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")

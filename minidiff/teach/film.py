@@ -75,8 +75,8 @@ def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: 
         raise ValueError("a film needs at least one frame")
     frames = [plain(frame) for frame in thin(frames)]
     if len(sizes := {frame.size for frame in frames}) > 1:
-        raise ValueError(f"the frames of a film are of one size; these are "
-                         f"{', '.join(f'{w}×{h}' for w, h in sorted(sizes))}")
+        raise ValueError("the frames of a film are of one size; these are "
+                         + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
     each = round(1000 * seconds / max(1, len(frames) - 1) / 10) * 10  # GIF counts in hundredths of a second
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
     options = {"quality": 60, "method": 5} if suffix.lower() == ".webp" else {}

@@ -19,7 +19,7 @@ from minidiff.io.weights import load_state, save_state
 from minidiff.nets.vae import VAE
 from minidiff.pipeline import default_device
 from minidiff.text import load_tokenizer, tokenize
-from minidiff.train.trainer import Run
+from minidiff.train.trainer import Run, digest
 
 DRAWINGS = 120_000  # pictures that CLIP, VAE and U-Net share
 WORDINGS = 4        # captions kept for each of them
@@ -71,14 +71,6 @@ def captioned(drawn: list[scenes.Scene], seed: int) -> list[list[str]]:
     """WORDINGS captions for each of the first scenes of a seed."""
     return [[scenes.caption(scene, random.Random(f"{seed} {i} {k}")) for k in range(WORDINGS)]
             for i, scene in enumerate(drawn)]
-
-
-def digest(*folders: Path) -> str:
-    """sha256 of the names and contents of the files in folders."""
-    whole = hashlib.sha256()
-    for file in sorted(file for folder in folders for file in folder.glob("*") if file.is_file()):
-        whole.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-    return whole.hexdigest()
 
 
 def sources(size: int, data: Path | None, seed: int) -> str:

@@ -32,9 +32,8 @@ from minidiff.schedule import SD
 from minidiff.settings import whole
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
-from minidiff.train.pictures import DRAWINGS, crops, dataset, digest, draw, latents, made_of, sheet, to_unit
-from minidiff.train.pictures import tokenize_all
-from minidiff.train.trainer import Run, batch_indices, check, generator, train
+from minidiff.train.pictures import DRAWINGS, crops, dataset, draw, latents, made_of, sheet, to_unit, tokenize_all
+from minidiff.train.trainer import Run, batch_indices, check, digest, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
              "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", "timestep_spacing": "leading",

@@ -75,6 +75,14 @@ def generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
+def digest(*folders: Path) -> str:
+    """sha256 of the names and contents of the files in folders."""
+    whole = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in folder.glob("*") if file.is_file()):
+        whole.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
 def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> Tensor:
     """Which of n examples step number `step` sees: every epoch is a fresh permutation, the odd rest is dropped.
 
