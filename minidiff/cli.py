@@ -196,9 +196,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What the terminal's encoding lacks is printed as an escape; a reader of the output that leaves early is no error.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:                                             # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(getattr(sys, name), "reconfigure"):                             # a notebook's cannot, and need not
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -206,8 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = vars(_parser().parse_args(argv))
             args.pop("run")(**args)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
             return 0
         except KeyboardInterrupt as stop:
             print(f"minidiff: {stop}" if str(stop) else "minidiff: stopped", file=sys.stderr)

@@ -1,7 +1,10 @@
 """The command line as a user meets it: what it writes, what it prints, and one line for whatever is wrong."""
 
+import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -341,6 +344,82 @@ def test_help_shows_vocabulary_samplers_and_an_example(run):
 
 def test_the_samplers_in_the_help_are_those_there_are():
     assert set(cli.SAMPLERS) == set(CLASSES) and all(callable(getattr(samplers, name)) for name in CLASSES)
+
+
+@pytest.mark.parametrize("encoding, printed", [("cp1252", "\\u732b"), ("ascii", "\\u732b"), ("utf-8", "猫")])
+def test_a_name_that_the_terminal_cannot_print_is_no_failure(model, tmp_path, monkeypatch, encoding, printed):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    words = ["--model", str(model), "--steps", "2", "--out", str(tmp_path / "猫.png")]
+    assert cli.main(["generate", "a red house", *words]) == 0
+    stem = f"{tmp_path}{os.sep}{printed}"
+    assert out.buffer.getvalue().decode(encoding).split() == [f"{stem}.png", f"{stem}-large.png"]
+    assert files(tmp_path) == ["猫-large.png", "猫.png"]
+    assert cli.main(["info", str(tmp_path / "犬")]) == 2
+    err.flush()
+    assert err.buffer.getvalue().decode(encoding).count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file names are text there")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_is_no_text_is_no_failure(model, tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    shutil.copytree(model, os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    assert cli.main(["info", os.fsdecode(bytes(tmp_path) + b"/\xff")]) == 0
+    assert b"udcff" in sys.stdout.buffer.getvalue()
+
+
+def test_closed_output_is_no_failure(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    words = ["--model", str(model), "--steps", "2", "--out", str(tmp_path / "a.png")]
+    assert cli.main(["generate", "a red house", *words]) == 0
+    assert files(tmp_path) == ["a-large.png", "a.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes close otherwise there")
+def test_who_stops_reading_the_output_is_no_failure():
+    command = f"{sys.executable} -m minidiff train --list"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mask_must_have_the_proportions_of_its_picture(draw, tmp_path):
+    Image.new("RGB", (48, 40), "red").save(tmp_path / "photo.png")
+    Image.new("L", (40, 48), 255).save(tmp_path / "mask.png")
+    refused(draw("a red house", "--init-image", "photo.png", "--mask", "mask.png"),
+            "--mask is 40×48 pixels, --init-image 48×40", "same proportions")
+    Image.new("L", (97, 80), 255).save(tmp_path / "large.png")
+    assert draw("a red house", "--init-image", "photo.png", "--mask", "large.png", "--out", "a.png")[0] == 0
+
+
+def test_16_bits_and_transparency_count_at_every_door_of_the_command_line(draw, model, tmp_path):
+    """A file in 16 bits or with transparency draws what its plain twin draws; in a mask what is transparent stays."""
+    net = ControlNet.from_unet(StableDiffusion.from_pretrained(model).unet, (4, 8, 8))
+    torch.nn.init.ones_(net.controlnet_mid_block.weight)
+    net.save_pretrained(tmp_path / "net")
+    Image.new("L", (32, 32), 90).save(tmp_path / "plain.png")
+    Image.frombytes("I;16", (32, 32), (90 * 257).to_bytes(2, "little") * 1024).save(tmp_path / "deep.png")
+    Image.new("L", (32, 32), 255).save(tmp_path / "white.png")
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (32, 32), 0).save(tmp_path / "black.png")
+
+    def drawn(name, *words):
+        assert draw("a red house", *words, "--out", f"out-{name}", "--overwrite")[0] == 0
+        return (tmp_path / f"out-{name}").read_bytes()
+
+    for a, b in (("plain.png", "deep.png"), ("white.png", "clear.png")):
+        assert drawn(a, "--init-image", a) == drawn(b, "--init-image", b)
+        told = [drawn(name, "--controlnet", "net", "--control-image", name) for name in (a, b)]
+        assert told[0] == told[1]
+    for a, b in (("plain.png", "deep.png"), ("black.png", "clear.png")):
+        assert drawn(a, "--init-image", "white.png", "--mask", a) == drawn(b, "--init-image", "white.png", "--mask", b)
+
+
+def test_a_seed_that_would_draw_another_ones_picture_gets_one_line(draw):
+    refused(draw("a red house", "--seed", 2**32), "seed is 4294967296; it must be a whole number from 0 to 4294967295")
+    refused(draw("a red house", "--seed", 2**32 - 1, "--num-images", 2), "the last of 2 pictures would have 4294967296")
 
 
 def test_loras_are_loaded_with_their_scales(draw, tmp_path):
