@@ -365,9 +365,10 @@ def test_a_name_that_the_terminal_cannot_print_is_no_failure(model, tmp_path, mo
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_name_that_is_no_text_is_no_failure(model, tmp_path, monkeypatch, encoding):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
-    shutil.copytree(model, os.fsdecode(bytes(tmp_path) + b"/\xff"))
-    assert cli.main(["info", os.fsdecode(bytes(tmp_path) + b"/\xff")]) == 0
-    assert b"udcff" in sys.stdout.buffer.getvalue()
+    words = ["--model", str(model), "--steps", "2", "--out", os.fsdecode(bytes(tmp_path) + b"/\xff.png")]
+    assert cli.main(["generate", "a red house", *words]) == 0
+    assert b"udcff.png" in sys.stdout.buffer.getvalue()
+    assert sorted(os.listdir(bytes(tmp_path))) == [b"\xff-large.png", b"\xff.png"]
 
 
 def test_closed_output_is_no_failure(model, tmp_path, monkeypatch):
