@@ -72,6 +72,12 @@ def test_generate_takes_the_next_free_number_and_prints_it(draw, tmp_path):
     assert Image.open(tmp_path / "minidiff-0001-large.png").size == (256, 256)
 
 
+def test_names_that_are_almost_numbers_are_not_counted(draw, tmp_path):
+    for name in ("²", "x", "0007", ""):
+        (tmp_path / f"minidiff-{name}.png").touch()
+    assert draw()[1].split()[0] == "minidiff-0008.png"
+
+
 def test_generate_draws_what_the_pipeline_draws(draw, model, tmp_path):
     draw("a red house", "--seed", 3, "--sampler", "euler_ancestral", "--guidance-scale", 2, "--num-images", 2,
          "--negative-prompt", "a tree")
@@ -434,6 +440,7 @@ def test_loras_are_loaded_with_their_scales(draw, tmp_path):
     picture = {name: Image.open(tmp_path / f"{name}.png").tobytes() for name in ("plain", "with", "sum", "off")}
     assert picture["plain"] == picture["off"] != picture["with"] == picture["sum"]
     refused(draw("a red house", "--lora", "nowhere.safetensors"), "nowhere.safetensors")
+    refused(draw("a red house", "--lora", "c.safetensors=nan"), "scale is nan; it must be a finite number")
 
 
 def test_a_controlnet_is_told_a_picture(draw, model, tmp_path):

@@ -228,7 +228,7 @@ def check_writable(paths: list[Path], overwrite: bool = False) -> None:
 
     >>> check_writable([Path(__file__)])
     Traceback (most recent call last):
-    ValueError: ...images.py exists; --overwrite replaces it, another --out keeps it
+    ValueError: ...images.py exists; --overwrite replaces it, another name keeps it
     """
     if len(set(paths)) < len(paths):
         raise ValueError(f"two files to write have the same name: {', '.join(map(str, paths))}")
@@ -236,7 +236,7 @@ def check_writable(paths: list[Path], overwrite: bool = False) -> None:
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give the name of a file")
         if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; --overwrite replaces it, another --out keeps it")
+            raise ValueError(f"{path} exists; --overwrite replaces it, another name keeps it")
     for folder in {path.parent for path in paths}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
