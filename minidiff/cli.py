@@ -393,7 +393,8 @@ def _scaled(lora: str) -> tuple[str, float]:
 def _targets(out: str | Path | None, n: int) -> list[Path]:
     """The n files to write: minidiff-0001.png … from the next free number on, or `out`, with -1, -2 … if n > 1."""
     if out is None:
-        taken = [int(number) for path in Path().glob("minidiff-*.png") if (number := path.stem.split("-")[1]).isdecimal()]
+        names = [path.stem.split("-")[1] for path in Path().glob("minidiff-*.png")]
+        taken = [int(name) for name in names if name.isdecimal()]
         return [Path(f"minidiff-{max(taken, default=0) + i:04d}.png") for i in range(1, n + 1)]
     out = Path(out)
     return [out] if n == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, n + 1)]
