@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,8 +33,10 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     Args:
         prompt … num_images, negative_prompt: see `minidiff.settings.Settings`.
         model, tokenizer, config: see `StableDiffusion.from_pretrained`.
-        init_image: a picture file to start from, cut and resized to the model's size; see `strength`.
-        mask: a picture file, cut and resized likewise: repaint init_image only where it is white.
+        init_image: a picture file to start from, on white where it is transparent, cut and resized to the model's
+            size; see `strength`.
+        mask: a picture file of the same proportions, cut and resized likewise: repaint init_image only where it is
+            white; what is transparent is not.
         lora: LoRA files to load, each with its scale behind "=" unless that is 1: "watercolour.safetensors=0.8".
         controlnet, control_image: a ControlNet's folder, and the picture file that it is told, cut and resized.
         grid: one file with all pictures side by side instead of one file each.
@@ -74,7 +77,10 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     if init_image is not None:
         init_image = io.open_image(init_image)
     if mask is not None:
-        mask = io.open_image(mask)
+        mask = io.open_image(mask, "black")
+        if abs(mask.width * init_image.height - mask.height * init_image.width) > max(*mask.size, *init_image.size):
+            raise ValueError(f"--mask is {mask.width}×{mask.height} pixels, --init-image {init_image.width}×"
+                             f"{init_image.height}: give a mask of the same proportions, or it is cut elsewhere")
     if control_image is not None:
         control_image = io.open_image(control_image)
     pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config)
@@ -186,7 +192,15 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C."""
+    """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C.
+
+    What the terminal's encoding lacks is printed as an escape; a reader of the output that leaves early is no error.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:                                             # closed by who started us
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(getattr(sys, name), "reconfigure"):                             # a notebook's cannot, and need not
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
@@ -194,10 +208,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             args = vars(_parser().parse_args(argv))
             args.pop("run")(**args)
+            sys.stdout.flush()
             return 0
         except KeyboardInterrupt as stop:
             print(f"minidiff: {stop}" if str(stop) else "minidiff: stopped", file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # Python flushes once more at its end
+            return 0
         except OSError as error:
             print(f"minidiff: {_one_line(_reason(error))}", file=sys.stderr)
         except ValueError as error:
@@ -241,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--guidance-scale", type=float, default=7.5, metavar="X",
                    help="how strongly the prompt counts; 1 is off (default 7.5)")
     p.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
-    p.add_argument("--seed", type=int, default=0, help="another number, another picture (default 0)")
+    p.add_argument("--seed", type=int, default=0, help="another number, another picture; up to 4294967295 (default 0)")
     p.add_argument("--num-images", type=int, default=1, metavar="N",
                    help="pictures, with seeds SEED, SEED + 1, ... (default 1)")
     p.add_argument("--init-image", metavar="FILE", help="a picture to start from, instead of noise")
@@ -375,7 +393,8 @@ def _scaled(lora: str) -> tuple[str, float]:
 def _targets(out: str | Path | None, n: int) -> list[Path]:
     """The n files to write: minidiff-0001.png … from the next free number on, or `out`, with -1, -2 … if n > 1."""
     if out is None:
-        taken = [int(number) for path in Path().glob("minidiff-*.png") if (number := path.stem.split("-")[1]).isdigit()]
+        names = [path.stem.split("-")[1] for path in Path().glob("minidiff-*.png")]
+        taken = [int(name) for name in names if name.isdecimal()]
         return [Path(f"minidiff-{max(taken, default=0) + i:04d}.png") for i in range(1, n + 1)]
     out = Path(out)
     return [out] if n == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, n + 1)]

@@ -14,14 +14,14 @@ from minidiff.prediction import Pred
 from minidiff.schedule import Level
 
 
-def prepare(rows: list[tuple], unet: UNet, factor: int, shape: tuple[int, ...],
+def prepare(rows: list[tuple], unet: UNet, factor: int, shape: tuple[int, ...], prompts: int,
             calls: Callable[[], int]) -> list[tuple]:
     """What `guidance.controlled` needs, for each ControlNet.
 
     Args:
         rows: `Settings.controls`: net (it is moved to the U-Net's device and dtype), picture, scale, start, end, guess.
         unet, factor: what is controlled; pixels per side of a latent.
-        shape: of the latents (B,C,h,w).
+        shape: of the latents (B,C,h,w), a part of B for each of the prompts.
         calls: how many network calls there will be; call i of n counts from i/n to (i + 1)/n.
 
     Returns:
@@ -39,8 +39,9 @@ def prepare(rows: list[tuple], unet: UNet, factor: int, shape: tuple[int, ...],
                 raise ValueError(f"the ControlNet is of another family than the model: its {what}: {own}, the model's: "
                                  f"{other}")
         image = to_unit(to_tensor(picture, *(side * factor for side in shape[-2:])))
-        if shape[0] % len(image):
-            raise ValueError(f"there are {len(image)} control images for {shape[0]} pictures")
+        if len(image) not in (1, prompts):
+            raise ValueError(f"there are {len(image)} control images for {shape[0]} pictures; give one, or as many as "
+                             f"prompts: {prompts}")
         image = image.repeat_interleave(shape[0] // len(image), 0).to(unet.conv_in.weight)
         if (start, end) != (0, 1):
             n = calls()

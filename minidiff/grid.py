@@ -53,13 +53,15 @@ class Grid(tuple):
     """n + 1 levels from noise to data: grid[0] is where the first state stands, grid[-1] where the last one does.
 
     Args:
-        levels: at least two `Level`s, sigma/alpha never rising.
+        levels: at least two `Level`s, sigma/alpha never rising; infinite (alpha = 0) at most at the first, 0 (sigma =
+            0) at most at the last. Where one stands twice, the step between is of no size.
         from_pure_noise: the start rule. True: x = sigma·z, as if the data were 0. False: x = √(alpha² + sigma²)·z,
             the full variance of x for data of unit variance.
         n: number of steps of the whole grid; slices keep it (and the start rule).
 
     Raises:
-        ValueError: fewer than two levels, a level that is not finite, or one noisier than the one before it.
+        ValueError: fewer than two levels, a level that is not finite, or one noisier than the one before it, or all
+            noise or all data where others are left.
 
     >>> grid = preset("sd-ddim", 4)
     >>> [level.t for level in grid], grid.n, grid[2:].n
@@ -79,6 +81,10 @@ class Grid(tuple):
         for now, nxt in zip(self, self[1:]):
             if not nxt.sigma * now.alpha <= now.sigma * nxt.alpha:
                 raise ValueError(f"a grid runs from noise to data, but t = {now.t:g} is followed by t = {nxt.t:g}")
+        for place, (t, alpha, sigma) in enumerate(self):
+            if not (alpha > 0 or alpha == 0 == place) or not (sigma > 0 or sigma == 0 and place == len(self) - 1):
+                raise ValueError(f"t = {t:g} has alpha = {alpha:g} and sigma = {sigma:g}; both are positive, but for "
+                                 "alpha at a grid's first level and sigma at its last")
         self.from_pure_noise, self.n = from_pure_noise, len(self) - 1 if n is None else n
         return self
 

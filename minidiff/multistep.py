@@ -16,6 +16,7 @@ from torch import Tensor
 from minidiff.grid import Grid, Step
 from minidiff.schedule import Level
 
+SAME = 1e-6  # a step in lam that is no larger is of no size: the levels are one, but for rounding
 ADAMS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
@@ -43,7 +44,8 @@ def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator
     for now, nxt in pairwise(grid):
         (_, a, s), (_, a1, s1) = now, nxt
         x0, eps = denoise(x, now)
-        us, past = [s / a, *us][:order], [eps, *past][:order]
+        again = bool(us) and us[0] - s / a <= SAME * us[0]           # no step was taken: only one answer counts
+        us, past = [s / a, *us[again:]][:order], [eps, *past[again:]][:order]
         weights = lagrange_integrals(us, s / a, s1 / a1)
         x = a1 * (x / a + sum(weight * e for weight, e in zip(weights, past)))
         yield Step(nxt, x, x0)
@@ -70,11 +72,11 @@ def plms(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     if grid[0].alpha == 0:
         raise ValueError("plms divides by alpha, 0 at zero terminal SNR; use ddim, dpmpp_2m or unipc")
     yield Step(grid[0], x, None)
-    past = []
+    past, again = [], False
     for now, nxt in pairwise(grid):
         (_, a, s), (_, a1, s1) = now, nxt
         x0, eps = denoise(x, now)
-        past = [eps, *past][:4]
+        past, again = [eps, *past[again:]][:4], _lam(nxt) - _lam(now) <= SAME
         if len(past) > 1:
             eps = sum(weight * e for weight, e in zip(ADAMS[len(past)], past))
         elif len(grid) > 2:
@@ -106,7 +108,7 @@ def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: boo
         if before is not None and s1 > 0 and not (lower_order_final and grid.n < 15 and nxt is grid[-1]):
             guess = x0 + (h / (2 * h_before)) * (x0 - before)
         x = (s1 / s) * x + (a1 - s1 * a / s) * guess
-        before, h_before = x0, h
+        if h > SAME: before, h_before = x0, h
         yield Step(nxt, x, x0)
 
 
@@ -131,13 +133,13 @@ def unipc(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: bool =
         (_, a, s), (_, a1, s1) = now, nxt
         x0, _ = denoise(x, now)
         x = correct(x0) if correct else x
-        h, d, p, q = _lam(nxt) - _lam(now), 0.0, 0.0, 0.5
-        if correct and s1 > 0 and not (lower_order_final and nxt is grid[-1]):
+        correct, h, d, p, q = None, _lam(nxt) - _lam(now), 0.0, 0.0, 0.5
+        if h > SAME and before is not None and s1 > 0 and not (lower_order_final and nxt is grid[-1]):
             d = (h / h_before) * (x0 - before)
             p, q = corrector(h, h_before)
         step = partial(_step, (s1 / s) * x, a1 - s1 * a / s, x0)
-        correct = partial(step, p * d, q)
-        x, h_before, before = step(d / 2, 0.0, x0), h, x0
+        x = step(d / 2, 0.0, x0)
+        if h > SAME: correct, h_before, before = partial(step, p * d, q), h, x0
         yield Step(nxt, x, x0)
 
 

@@ -19,7 +19,7 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.run import at_work, check_finite, run
 from minidiff.schedule import Discrete
-from minidiff.settings import Settings
+from minidiff.settings import Settings, number
 from minidiff.text import Text
 
 if TYPE_CHECKING:
@@ -246,8 +246,10 @@ class StableDiffusion:
             A handle for `unload_lora`.
 
         Raises:
-            FileNotFoundError, ValueError: the file cannot be read, holds no LoRA, or one of another model or kind.
+            FileNotFoundError, ValueError: the file cannot be read, holds no LoRA, or one of another model or kind, or
+                the scale is no finite number.
         """
+        scale = number("scale", scale)
         return self.loras.add(load_lora(path, self.loras.parts), scale)
 
     def unload_lora(self, handle: int | None = None) -> None:

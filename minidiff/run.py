@@ -21,7 +21,7 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
 from minidiff.schedule import Discrete
-from minidiff.settings import Settings
+from minidiff.settings import Settings, check_seeds
 from minidiff.text import Text
 
 
@@ -110,6 +110,7 @@ def _prepare(model: Model, prompt: str | list[str] | None, s: Settings) -> Itera
                      for name, part in rows(pair, unet.config, s, sides).items()} if pair else None
                     for pair in (given, other))
     pictures = len(given[0]) * s.num_images
+    check_seeds(s.seed, pictures)
     generators = [torch.Generator().manual_seed(s.seed + i) for i in range(pictures)]
     shape = (pictures, channels, *(side // factor for side in sides))
     if s.latents is not None and s.latents.shape != shape:
@@ -129,7 +130,8 @@ def _prepare(model: Model, prompt: str | list[str] | None, s: Settings) -> Itera
         rest = _latents(model, image * (1 - mask), generators, s)
         more = torch.cat([hole, rest], 1) if repaints else None
     calls = functools.partial(control.calls, sampler, levels, options)
-    net = _net(model, control.prepare(s.controls, unet, factor, shape, calls), more, 1 if uncond is None else 2)
+    net = _net(model, control.prepare(s.controls, unet, factor, shape, len(given[0]), calls), more,
+               1 if uncond is None else 2)
     if uncond is None:
         net = functools.partial(net, **cond)
     else:

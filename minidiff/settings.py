@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     Picture = Image.Image | Tensor | list[Image.Image]
 
+SEEDS = 2**32  # torch's CPU generator looks at no more than 32 bits of its seed
 OUTPUTS = ("pil", "tensor", "latent")
 CONTROLS = ("controlnet", "control_image", "control_scale", "control_start", "control_end", "guess_mode")
 
@@ -33,7 +35,7 @@ class Settings:
         guidance_rescale: share φ in [0, 1] of e that is scaled to the standard deviation of e_cond (2305.08891 eq. 16).
         sampler: None follows the checkpoint's scheduler; a name, what diffusers' class of that name makes of the same
             config; or a pair (function, Grid): then the grid counts the steps.
-        seed: image i draws all its noise from one CPU generator seeded with seed + i.
+        seed: image i draws all its noise from one CPU generator seeded with seed + i, which is below 2³².
         height, width: in pixels; None: the size the model was trained at (img2img: the image's).
         num_images: per prompt.
         eta: fresh noise of ddim, in [0, 1]; None is 0.
@@ -44,8 +46,10 @@ class Settings:
         original_size, target_size, crops_coords_top_left: SDXL: (height, width) of the picture before it was cropped
             and after, and (top, left) of the crop, as if it were a training picture; None: that of the result.
         long: read prompts beyond 77 tokens, in chunks of 75, instead of cutting them off.
-        image: start from this: PIL image(s), or a tensor (3,H,W) or (B,3,H,W) in [0, 1]; one, or one per prompt.
-        mask: with `image`, what to repaint: white (1) where it is at least ½; PIL, or a tensor (H,W) … (B,1,H,W).
+        image: start from this: PIL image(s), on white where they are transparent, or a tensor (3,H,W) or (B,3,H,W) in
+            [0, 1]; one, or one per prompt. PIL images of several sizes take that of the first.
+        mask: with `image`, what to repaint: white (1) where it is at least ½; PIL, on black where it is transparent, or
+            a tensor (H,W) … (B,1,H,W); resized to the image; one, or one per prompt.
         strength: with `image`, the share of the steps that are taken, in (0, 1]: 1 keeps almost nothing of it. None:
             0.6, with a mask 1.
         tile: let the VAE see pictures in overlapping tiles of so many pixels: less memory, not quite the same colours.
@@ -58,8 +62,10 @@ class Settings:
             fine residuals count less; guidance scales of 3 to 5 suit it.
         output: "pil" (a list), "tensor" ((B,3,H,W) in [0, 1]) or "latent" ((B,C,h,w), scaled).
 
+    Whole numbers and numbers may be Python's, NumPy's or tensors of no axis; they are kept as Python's.
+
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range or of another type.
 
     >>> Settings(steps=0)
     Traceback (most recent call last):
@@ -98,20 +104,16 @@ class Settings:
     output: str = "pil"
 
     def __post_init__(self):
-        spans = {"steps": (1, 1000), "seed": (0, 2**63), "num_images": (1, 10**6), "clip_skip": (0, 100),
-                 "height": (1, 2**20), "width": (1, 2**20)}
+        spans = {"steps": (1, 1000), "seed": (0, SEEDS - 1), "num_images": (1, 10**6), "clip_skip": (0, 100),
+                 "height": (1, 2**20), "width": (1, 2**20), "tile": (1, 2**20)}
         for name, (low, high) in spans.items():
-            value = getattr(self, name)
-            if value is None and name in ("height", "width"):
-                continue
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} is {value}; it must be a whole number from {low} to {high}")
+            if getattr(self, name) is not None or name not in ("height", "width", "tile"):
+                self._set(name, whole(name, getattr(self, name), low, high))
+        check_seeds(self.seed, self.num_images)
+        self._set("guidance_scale", number("guidance_scale", self.guidance_scale))
         for name in ("guidance_rescale", "eta", "strength"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, Real) and 0 <= value <= 1):
-                raise ValueError(f"{name} is {value}; it must be between 0 and 1")
-        if not (isinstance(self.guidance_scale, Real) and math.isfinite(self.guidance_scale)):
-            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be a finite number")
+            if getattr(self, name) is not None or name == "guidance_rescale":
+                self._set(name, number(name, getattr(self, name), share=True))
         if not (self.sampler is None or isinstance(self.sampler, str) or _is_pair(self.sampler)):
             raise ValueError(f"sampler is {self.sampler!r}; it must be a name or a pair (function, Grid)")
         if self.output not in OUTPUTS:
@@ -120,8 +122,10 @@ class Settings:
             raise ValueError("a mask needs an image, of which it says what to repaint")
         for name in ("original_size", "crops_coords_top_left", "target_size"):
             value = getattr(self, name)
-            if value is not None and not (_is_two(value) and all(isinstance(side, int) for side in value)):
-                raise ValueError(f"{name} is {value!r}; it must be two whole numbers")
+            if value is not None or name == "crops_coords_top_left":
+                pair = value if _is_two(value) else (None, None)
+                text = f"{name} is {value!r}; it must be two whole numbers"
+                self._set(name, tuple(whole(name, side, -2**20, 2**20, text) for side in pair))
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             value = getattr(self, name)
             if value is not None and not (_is_two(value) and isinstance(value[0], Tensor)):
@@ -131,10 +135,10 @@ class Settings:
             raise ValueError("give either a negative_prompt or negative_prompt_embeds")
         if (self.controlnet is None) != (self.control_image is None):
             raise ValueError("controlnet and control_image go together: one of them is missing")
-        for _, _, scale, start, end, _ in self.controls:
-            if not (math.isfinite(scale) and 0 <= start < end <= 1):
-                raise ValueError(f"control_scale, control_start and control_end are {scale}, {start} and {end}; they "
-                                 "must be a finite number and two shares 0 ≤ start < end ≤ 1")
+        self.controls  # checks them
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def taken(self) -> float:
@@ -151,14 +155,83 @@ class Settings:
         if self.controlnet is None:
             return []
         values = [getattr(self, name) for name in CONTROLS]
-        if not isinstance(self.controlnet, (list, tuple)):
-            return [tuple(values)]
-        n = len(self.controlnet)
-        columns = {name: list(value) if isinstance(value, (list, tuple)) else [value] * n
-                   for name, value in zip(CONTROLS, values)}
-        if bad := [f"{len(column)} {name}s" for name, column in columns.items() if len(column) != n]:
-            raise ValueError(f"there are {n} controlnets, but {', '.join(bad)}")
-        return list(zip(*columns.values()))
+        if isinstance(self.controlnet, (list, tuple)):
+            n = len(self.controlnet)
+            columns = {name: list(value) if isinstance(value, (list, tuple)) else [value] * n
+                       for name, value in zip(CONTROLS, values)}
+            if bad := [f"{len(column)} {name}s" for name, column in columns.items() if len(column) != n]:
+                raise ValueError(f"there are {n} controlnets, but {', '.join(bad)}")
+            rows = list(zip(*columns.values()))
+        else:
+            rows = [tuple(values)]
+        found = []
+        for net, picture, *numbers, guess in rows:
+            scale, start, end = (number(name, value) for name, value in zip(CONTROLS[2:5], numbers))
+            if not 0 <= start < end <= 1:
+                raise ValueError(f"control_start and control_end are {start:g} and {end:g}; they must be two shares "
+                                 "0 ≤ start < end ≤ 1")
+            found.append((net, picture, scale, start, end, guess))
+        return found
+
+
+def whole(name: str, value: object, low: int, high: int, text: str | None = None) -> int:
+    """A whole number as Python's int, whether it is Python's, NumPy's or a tensor's; no bool, no float.
+
+    Raises:
+        ValueError: something else, or outside low … high; it says `text`, if given.
+
+    >>> whole("steps", 8.0, 1, 1000)
+    Traceback (most recent call last):
+    ValueError: steps is 8.0; it must be a whole number from 1 to 1000
+    """
+    try:
+        found = None if _is_odd(value) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or not low <= found <= high:
+        raise ValueError(text or f"{name} is {value}; it must be a whole number from {low} to {high}{_kind(value)}")
+    return found
+
+
+def number(name: str, value: object, share: bool = False) -> float:
+    """A finite number, or a share in [0, 1], as Python's float, whether it is Python's, NumPy's or a tensor's; no bool.
+
+    Raises:
+        ValueError: something else.
+
+    >>> number("eta", 1.5, share=True)
+    Traceback (most recent call last):
+    ValueError: eta is 1.5; it must be between 0 and 1
+    """
+    try:
+        found = math.nan if _is_odd(value) or isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not (0 <= found <= 1 if share else math.isfinite(found)):
+        rule = "between 0 and 1" if share else "a finite number"
+        raise ValueError(f"{name} is {value}; it must be {rule}{_kind(value)}")
+    return found
+
+
+def check_seeds(seed: int, pictures: int) -> None:
+    """ValueError unless there is a seed for each picture, the first of which has `seed`.
+
+    >>> check_seeds(2**32 - 2, 3)
+    Traceback (most recent call last):
+    ValueError: seed is 4294967294, and the last of 3 pictures would have 4294967296; seeds end at 4294967295
+    """
+    if seed + pictures > SEEDS:
+        raise ValueError(f"seed is {seed}, and the last of {pictures} pictures would have {seed + pictures - 1}; "
+                         f"seeds end at {SEEDS - 1}")
+
+
+def _is_odd(value: object) -> bool:
+    """Whether it would pass for a number, but is a truth value, or an array or tensor with axes."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool") or getattr(value, "ndim", 0) > 0
+
+
+def _kind(value: object) -> str:
+    return "" if isinstance(value, Real) else f", not a {type(value).__name__}"
 
 
 def _is_two(value: object) -> bool:

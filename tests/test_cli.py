@@ -1,7 +1,10 @@
 """The command line as a user meets it: what it writes, what it prints, and one line for whatever is wrong."""
 
+import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -67,6 +70,12 @@ def test_generate_takes_the_next_free_number_and_prints_it(draw, tmp_path):
     assert draw()[:2] == (0, "minidiff-0002.png\nminidiff-0002-large.png\n")
     assert Image.open(tmp_path / "minidiff-0001.png").size == (32, 32)
     assert Image.open(tmp_path / "minidiff-0001-large.png").size == (256, 256)
+
+
+def test_names_that_are_almost_numbers_are_not_counted(draw, tmp_path):
+    for name in ("²", "x", "0007", ""):
+        (tmp_path / f"minidiff-{name}.png").touch()
+    assert draw()[1].split()[0] == "minidiff-0008.png"
 
 
 def test_generate_draws_what_the_pipeline_draws(draw, model, tmp_path):
@@ -343,6 +352,83 @@ def test_the_samplers_in_the_help_are_those_there_are():
     assert set(cli.SAMPLERS) == set(CLASSES) and all(callable(getattr(samplers, name)) for name in CLASSES)
 
 
+@pytest.mark.parametrize("encoding, printed", [("cp1252", "\\u732b"), ("ascii", "\\u732b"), ("utf-8", "猫")])
+def test_a_name_that_the_terminal_cannot_print_is_no_failure(model, tmp_path, monkeypatch, encoding, printed):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+    words = ["--model", str(model), "--steps", "2", "--out", str(tmp_path / "猫.png")]
+    assert cli.main(["generate", "a red house", *words]) == 0
+    stem = f"{tmp_path}{os.sep}{printed}"
+    assert out.buffer.getvalue().decode(encoding).split() == [f"{stem}.png", f"{stem}-large.png"]
+    assert files(tmp_path) == ["猫-large.png", "猫.png"]
+    assert cli.main(["info", str(tmp_path / "犬")]) == 2
+    err.flush()
+    assert err.buffer.getvalue().decode(encoding).count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file names are text there")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_name_that_is_no_text_is_no_failure(model, tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    words = ["--model", str(model), "--steps", "2", "--out", os.fsdecode(bytes(tmp_path) + b"/\xff.png")]
+    assert cli.main(["generate", "a red house", *words]) == 0
+    assert b"udcff.png" in sys.stdout.buffer.getvalue()
+    assert sorted(os.listdir(bytes(tmp_path))) == [b"\xff-large.png", b"\xff.png"]
+
+
+def test_closed_output_is_no_failure(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    words = ["--model", str(model), "--steps", "2", "--out", str(tmp_path / "a.png")]
+    assert cli.main(["generate", "a red house", *words]) == 0
+    assert files(tmp_path) == ["a-large.png", "a.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes close otherwise there")
+def test_who_stops_reading_the_output_is_no_failure():
+    command = f"{sys.executable} -m minidiff train --list"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mask_must_have_the_proportions_of_its_picture(draw, tmp_path):
+    Image.new("RGB", (48, 40), "red").save(tmp_path / "photo.png")
+    Image.new("L", (40, 48), 255).save(tmp_path / "mask.png")
+    refused(draw("a red house", "--init-image", "photo.png", "--mask", "mask.png"),
+            "--mask is 40×48 pixels, --init-image 48×40", "same proportions")
+    Image.new("L", (97, 80), 255).save(tmp_path / "large.png")
+    assert draw("a red house", "--init-image", "photo.png", "--mask", "large.png", "--out", "a.png")[0] == 0
+
+
+def test_16_bits_and_transparency_count_at_every_door_of_the_command_line(draw, model, tmp_path):
+    """A file in 16 bits or with transparency draws what its plain twin draws; in a mask what is transparent stays."""
+    net = ControlNet.from_unet(StableDiffusion.from_pretrained(model).unet, (4, 8, 8))
+    torch.nn.init.ones_(net.controlnet_mid_block.weight)
+    net.save_pretrained(tmp_path / "net")
+    Image.new("L", (32, 32), 90).save(tmp_path / "plain.png")
+    Image.frombytes("I;16", (32, 32), (90 * 257).to_bytes(2, "little") * 1024).save(tmp_path / "deep.png")
+    Image.new("L", (32, 32), 255).save(tmp_path / "white.png")
+    Image.new("RGBA", (32, 32), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("L", (32, 32), 0).save(tmp_path / "black.png")
+
+    def drawn(name, *words):
+        assert draw("a red house", *words, "--out", f"out-{name}", "--overwrite")[0] == 0
+        return (tmp_path / f"out-{name}").read_bytes()
+
+    for a, b in (("plain.png", "deep.png"), ("white.png", "clear.png")):
+        assert drawn(a, "--init-image", a) == drawn(b, "--init-image", b)
+        told = [drawn(name, "--controlnet", "net", "--control-image", name) for name in (a, b)]
+        assert told[0] == told[1]
+    for a, b in (("plain.png", "deep.png"), ("black.png", "clear.png")):
+        assert drawn(a, "--init-image", "white.png", "--mask", a) == drawn(b, "--init-image", "white.png", "--mask", b)
+
+
+def test_a_seed_that_would_draw_another_ones_picture_gets_one_line(draw):
+    refused(draw("a red house", "--seed", 2**32), "seed is 4294967296; it must be a whole number from 0 to 4294967295")
+    refused(draw("a red house", "--seed", 2**32 - 1, "--num-images", 2), "the last of 2 pictures would have 4294967296")
+
+
 def test_loras_are_loaded_with_their_scales(draw, tmp_path):
     change = Change(torch.ones(1, 16, 3, 3), torch.ones(4, 1, 1, 1), 0.2)
     save_lora({"unet.conv_out": change}, tmp_path / "a=b.safetensors")
@@ -354,6 +440,7 @@ def test_loras_are_loaded_with_their_scales(draw, tmp_path):
     picture = {name: Image.open(tmp_path / f"{name}.png").tobytes() for name in ("plain", "with", "sum", "off")}
     assert picture["plain"] == picture["off"] != picture["with"] == picture["sum"]
     refused(draw("a red house", "--lora", "nowhere.safetensors"), "nowhere.safetensors")
+    refused(draw("a red house", "--lora", "c.safetensors=nan"), "scale is nan; it must be a finite number")
 
 
 def test_a_controlnet_is_told_a_picture(draw, model, tmp_path):

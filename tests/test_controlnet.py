@@ -123,8 +123,11 @@ def test_a_controlnet_of_another_family_is_an_error(pipe, net):
     other = UNetConfig.from_dict({**tiny.UNET, "cross_attention_dim": 16})
     with pytest.raises(ValueError, match="another family than the model: its width of prompts: 16, the model's: 24"):
         pipe("a red house", controlnet=ControlNet.from_unet(type(pipe.unet)(other), (4, 8, 8)), **run)
-    with pytest.raises(ValueError, match="3 control images for 2 pictures"):
-        pipe("a red house", controlnet=net, num_images=2, steps=1, control_image=torch.rand(3, 3, 32, 32))
+    for prompts, n, count in ((1, 2, 3), (1, 2, 2), (2, 3, 3)):
+        said = f"{count} control images for {prompts * n} pictures; give one, or as many as prompts: {prompts}"
+        with pytest.raises(ValueError, match=said):
+            pipe(["a red house"] * prompts, controlnet=net, num_images=n, steps=1,
+                 control_image=torch.rand(count, 3, 32, 32))
 
 
 def test_an_unknown_channel_order_is_an_error():

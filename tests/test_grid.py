@@ -100,6 +100,17 @@ def test_noise_must_fall():
         Grid([noisy])
 
 
+@pytest.mark.parametrize("levels, named", [
+    ([(1, 1, 0), (0, 1, 0)], "t = 1 has alpha = 1 and sigma = 0"),
+    ([(2, 0, 1), (1, 0, 1), (0, 1, 0)], "t = 1 has alpha = 0"),
+    ([(1, -1, 1), (0, 1, 0)], "alpha = -1"), ([(1, 1, 1), (0, 1, -0.1)], "sigma = -0.1"),
+    ([(1, 0, 0), (0, 1, 0)], "t = 1")])
+def test_all_noise_and_all_data_have_their_places(levels, named):
+    with pytest.raises(ValueError, match=f"{named}.*; both are positive, but for alpha at a grid's first level"):
+        Grid(Level(*level) for level in levels)
+    assert len(Grid([Level(1, 0, 1), Level(0.5, 1, 1), Level(0, 1, 0)])) == 3
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_levels_must_be_finite(bad, place):

@@ -123,11 +123,19 @@ def test_img2img_keeps_more_with_less_strength(pipe):
 
 
 def test_img2img_takes_pil_lists_and_tensors_alike(pipe):
-    pil = Image.new("RGBA", (32, 32), (255, 0, 51, 9))
+    pil = Image.new("RGBA", (32, 32), (255, 0, 51, 255))
     flat = torch.tensor([1.0, 0.0, 0.2]).view(3, 1, 1).expand(3, 32, 32)
     a, b, c = (pipe.img2img(PROMPT, image, steps=4, output="tensor") for image in (pil, [pil], flat))
     assert a.equal(b)
     assert_close(a, c)
+
+
+def test_what_a_picture_hides_is_not_drawn_from(pipe):
+    clear, white = Image.new("RGBA", (32, 32), (255, 0, 51, 0)), torch.ones(3, 32, 32)
+    a, b = (pipe.img2img(PROMPT, image, steps=4, output="tensor") for image in (clear, white))
+    assert a.equal(b)
+    with pytest.raises(ValueError, match="there are 1 prompts, but 2 masks"):
+        pipe.inpaint(PROMPT, white, [clear, clear], steps=2)
 
 
 def test_images_follow_their_prompts(pipe):

@@ -10,7 +10,7 @@ from minidiff import grid, samplers
 from minidiff.grid import Grid, from_diffusers, preset
 from minidiff.prediction import Pred, denoiser, target
 from minidiff.samplers import SAMPLERS
-from minidiff.schedule import SD, Discrete, Level, zero_terminal_snr
+from minidiff.schedule import SD, Discrete, Level, amplitudes, zero_terminal_snr
 from tests.exact import GAUSSIAN, TWO, moved
 
 pytestmark = pytest.mark.quick
@@ -325,3 +325,29 @@ def test_where_x0_is_clipped_depends_on_the_class(name, unsaid):
     known = name != "EulerDiscreteScheduler"
     assert samplers.clip_range({"_class_name": name, "clip_sample": True, "clip_sample_range": 2.0}) == \
         (2.0 if known else None)
+
+
+RATIOS = [10.0 * (0.1 / 10) ** (i / 8) for i in range(9)]
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, "consistency"])
+@pytest.mark.parametrize("places", [[i] for i in range(9)] + [[0, 0], [3, 3, 4], [7, 8]], ids=str)
+def test_a_level_that_a_grid_holds_twice_is_a_step_of_no_size(name, places):
+    """Whether it is the same level, or the same one in other coordinates, but for rounding."""
+    sampler = getattr(samplers, name)
+    options = {"noise": torch.zeros_like} if name in ("ddpm", "euler_ancestral", "lcm", "consistency") else {}
+
+    def walk(copies):
+        levels = []
+        for i, u in enumerate(RATIOS):
+            other = amplitudes(u) if name == "heun" else (1.0, u)  # heun's steps depend on the coordinates
+            levels += [Level(8.0 - i, *amplitudes(u)), *[Level(8.0 - i, *other)] * copies.count(i)]
+        return [step.x / step.level.alpha for step in sampler(TWO.denoise, X, Grid(levels), **options)]
+
+    once, twice = walk([]), walk(places)
+    assert len(twice) == len(once) + len(places)
+    if name in ("lcm", "consistency"):
+        assert twice[-1].isfinite().all()  # each of their steps goes to the end and back, at the same level too
+    else:  # unipc corrects a state before it asks about it again, and the last step is of order 1 in dpmpp_2m
+        near = {"unipc": 0.05, "dpmpp_2m": 0.05 if 8 in places else 1e-6}.get(name, 1e-6)
+        assert (twice[-1] - once[-1]).abs().max() < near

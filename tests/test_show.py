@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minidiff.teach import film, show, style
+from minidiff.teach.film import as_film, encode
 from minidiff.teach.show import png
 
 
@@ -88,3 +89,23 @@ def test_a_film_moves_and_leaves_its_last_frame(shown):
 def test_what_cannot_be_shown_is_refused(what, alt, words):
     with pytest.raises(ValueError, match=words):
         show(what, alt=alt)
+
+
+def test_pictures_of_every_mode_are_shown_as_they_look():
+    from PIL import Image
+
+    deep = Image.frombytes("I;16", (2, 2), (90 * 257).to_bytes(2, "little") * 4)
+    clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
+    for picture, color in ((deep, (90, 90, 90)), (clear, (255, 255, 255)), (Image.new("CMYK", (2, 2)), (255,) * 3)):
+        for shown in (png(picture), png([picture, picture]), as_film([png(picture)])[0]):
+            assert Image.open(io.BytesIO(shown)).convert("RGB").getpixel((0, 0)) == color
+        assert encode([picture, picture], ".gif", seconds=1, hold=1)[:3] == b"GIF"
+
+
+def test_pictures_of_several_sizes_are_not_shown_together():
+    from PIL import Image
+
+    pictures = [Image.new("RGB", (2, 2)), Image.new("RGB", (4, 2))]
+    for together in (png, lambda pictures: encode(pictures, ".png", seconds=1, hold=1)):
+        with pytest.raises(ValueError, match="of one size; these are 2×2, 4×2"):
+            together(pictures)

@@ -105,6 +105,29 @@ def test_resume_without_a_checkpoint_is_a_clear_error(tmp_path):
         fit(tmp_path, resume=True)
 
 
+def test_a_run_of_which_no_checkpoint_is_whole_says_so(tmp_path):
+    fit(tmp_path, 10)
+    for name in ("net.safetensors", "manifest.json"):
+        (tmp_path / "train/toy/step-0000010" / name).write_bytes(b"")
+        with pytest.raises(ValueError, match="no whole checkpoint in .*toy; they are damaged: give another --out"):
+            fit(tmp_path, 20, resume=True)
+
+
+def test_a_network_of_another_shape_does_not_resume(tmp_path):
+    fit(tmp_path, 10)
+    other = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1))
+    with pytest.raises(ValueError, match="made with a network of another shape, in 0.bias: .* --size and --init"):
+        train("toy", other, loss, Run(tmp_path, 20, device="cpu", resume=True), batch=16, lr=1e-2)
+
+
+def test_what_a_run_is_made_with_is_kept_and_compared(tmp_path):
+    fit(tmp_path, 10, made={"size": 16, "another vocabulary": "abc"})
+    for made, said in (({"size": 32}, "size 16, not 32"), ({"another vocabulary": "x"}, "another vocabulary")):
+        with pytest.raises(ValueError, match=f"the run was made with {said}: .*toy resumes only with"):
+            fit(tmp_path, 20, resume=True, made=made)
+    fit(tmp_path, 20, resume=True, made={"size": 16, "another vocabulary": "abc"})
+
+
 def test_a_run_is_never_overwritten(tmp_path):
     fit(tmp_path, 10)
     with pytest.raises(ValueError, match="holds a run already; --resume continues it"):

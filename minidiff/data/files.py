@@ -20,8 +20,8 @@ def stream_folder(folder: str | Path, size: int) -> Iterator[tuple[Tensor, str]]
     """The pictures of a folder and their captions, one after the other: what is not being looked at is not in memory.
 
     The folder holds a `metadata.jsonl`, one line per picture: {"file_name": "cats/1.jpg", "text": "a cat on a mat"}
-    (the layout of Hugging Face's `imagefolder`; other keys are ignored). Pictures are resized so that the shorter side
-    has `size` pixels, and the middle square is kept.
+    (the layout of Hugging Face's `imagefolder`; other keys are ignored). Pictures are made RGB as by
+    `minidiff.io.images.plain`, resized so that the shorter side has `size` pixels, and the middle square is kept.
 
     Yields:
         (3,size,size) uint8, caption; in the order of the file.
@@ -36,13 +36,13 @@ def stream_folder(folder: str | Path, size: int) -> Iterator[tuple[Tensor, str]]
     >>> [(picture.shape, caption) for picture, caption in stream_folder(folder, 16)]
     [(torch.Size([3, 16, 16]), 'red')]
     """
-    for path, caption in _metadata(Path(folder), size):
+    for path, caption in metadata(Path(folder), size):
         yield _square(path, size), caption
 
 
 def load_folder(folder: str | Path, size: int) -> tuple[Tensor, list[str]]:
     """All of `stream_folder` at once: pictures (n,3,size,size) uint8 and n captions, with the same errors."""
-    rows = _metadata(Path(folder), size)
+    rows = metadata(Path(folder), size)
     pictures = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
     for i, (path, _) in enumerate(rows):
         pictures[i] = _square(path, size)
@@ -131,7 +131,8 @@ def load_cifar10(folder: str | Path, *, train: bool = True) -> tuple[Tensor, Ten
     return pictures, labels
 
 
-def _metadata(folder: Path, size: int) -> list[tuple[Path, str]]:
+def metadata(folder: Path, size: int) -> list[tuple[Path, str]]:
+    """The picture files and captions that `stream_folder` reads, with the same errors."""
     if size < 1:
         raise ValueError(f"size is {size}; pictures need at least 1 pixel")
     path = _first(folder, "metadata.jsonl")

@@ -230,7 +230,7 @@ def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, 
         gap: white pixels between two pictures. What is left of the last row is white too.
 
     Raises:
-        ValueError: no pictures, or columns or scale < 1.
+        ValueError: no pictures, some of another size, or columns or scale < 1.
 
     >>> scenes = [Scene("day", "sun", "sea", "boat", "pink", "large", place) for place in ATTRIBUTES["place"]]
     >>> contact_sheet([draw(scene)[0] for scene in scenes], 2, scale=3).size
@@ -240,6 +240,9 @@ def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, 
 
     if not pictures or columns < 1 or scale < 1:
         raise ValueError(f"cannot arrange {len(pictures)} pictures in {columns} columns, enlarged {scale} times")
+    if len(sizes := {picture.size for picture in pictures}) > 1:
+        raise ValueError("pictures side by side are of one size; these are "
+                         + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
     w, h = (scale * side for side in pictures[0].size)
     columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from minidiff.io.weights import write_atomic
 if TYPE_CHECKING:
     from PIL import Image
 
+WHITES = {"F": (1.0, 255.0, 65535.0), "I": (255, 65535)}  # what may be white in modes that do not say it
+KEYS = {"L;2": 255 / 3, "L;4": 255 / 15, "RGB;16B": 1 / 256}  # PNGs whose transparent colour Pillow does not scale
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -31,17 +34,57 @@ def to_pil(image: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture.numpy()) for picture in pixels]
 
 
+def plain(picture: Image.Image, background: str = "white") -> Image.Image:
+    """Any PIL picture as RGB: turned the way its camera was held, and where it is transparent, on a background.
+
+    16-bit greys (modes I;16…) keep their high byte, rounded. Modes I and F do not say how large white is: it is the
+    smallest of 255 and 65535, for F also 1, that no pixel exceeds. Of an animation it is the frame at hand.
+
+    Args:
+        background: a colour by its name, such as "white".
+
+    Raises:
+        ValueError: mode I or F with numbers below 0, above 65535 or NaN, or a mode that Pillow cannot convert.
+
+    >>> from PIL import Image
+    >>> [plain(Image.new(*of, (1, 1), c)).getpixel((0, 0)) for *of, c in (["I;16", 25700], ["LA", (0, 0)], ["F", 0.2])]
+    [(100, 100, 100), (255, 255, 255), (51, 51, 51)]
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode[0] in "IF":
+        grey = np.asarray(picture)
+        low, high = grey.min(), grey.max()
+        white = next((top for top in WHITES.get(picture.mode, (65535,)) if 0 <= low and high <= top), None)
+        if white is None:
+            raise ValueError(f"a picture of mode {picture.mode} has values from 0 to 65535, not from {low} to {high}")
+        alpha = 255 * (grey != picture.info.get("transparency", -1)).astype(np.uint8)     # a PNG may name one grey
+        picture = Image.fromarray((grey * (255 / white)).round().astype(np.uint8)).convert("LA")
+        picture.putalpha(Image.fromarray(alpha))
+    try:
+        if not picture.has_transparency_data:
+            return picture.convert("RGB")
+        picture = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"a picture of mode {picture.mode} is not supported: save it as RGB") from error
+    return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB")
+
+
 def to_tensor(picture: Image.Image | Tensor | list, height: int | None = None, width: int | None = None,
               multiple: int = 1) -> Tensor:
     """Picture(s) to a batch (B,3,H,W) in [−1, 1], resized to height and width.
 
     Args:
-        picture: PIL picture(s), resized by Lanczos; or a tensor (3,H,W) or (B,3,H,W) in [0, 1], resized by nearest.
-        height, width: None: the picture's own, down to a multiple of `multiple`.
+        picture: PIL picture(s), made `plain`, resized by Lanczos; or tensor(s) (3,H,W) or (B,3,H,W) in [0, 1], resized
+            by nearest.
+        height, width: None: the (first) picture's own, down to a multiple of `multiple`.
         multiple: what the sides must be divisible by.
 
     Raises:
-        ValueError: sides that do not fit, no picture, or a tensor of another shape or range.
+        ValueError: sides that do not fit, no picture, or a tensor of another shape or range; without height and width,
+            tensors of several sizes.
 
     Matches: diffusers' VaeImageProcessor.preprocess (tests/parity/test_pipeline.py).
 
@@ -53,17 +96,22 @@ def to_tensor(picture: Image.Image | Tensor | list, height: int | None = None, w
     pictures = list(picture) if isinstance(picture, (list, tuple)) else [picture]
     if not pictures:
         raise ValueError("there is no image in the list")
-    if isinstance(pictures[0], Tensor):
-        batch = torch.cat([part[None] if part.ndim == 3 else part for part in pictures]).float()
-        if batch.ndim != 4 or batch.shape[1] != 3 or not (batch.min() >= 0 and batch.max() <= 1):
-            raise ValueError(f"an image tensor is (3,H,W) or (B,3,H,W) in [0, 1]; this one is {tuple(batch.shape)}, "
-                             f"from {batch.min():.3g} to {batch.max():.3g}")
-        sides = _sides(batch.shape[-2:], height, width, multiple)
-        return 2 * torch.nn.functional.interpolate(batch, size=sides) - 1
-    if not all(isinstance(part, Image.Image) for part in pictures):
-        raise ValueError(f"an image is a PIL picture, a tensor, or a list of them; not a {type(pictures[0]).__name__}")
+    kind = Tensor if isinstance(pictures[0], Tensor) else Image.Image
+    if other := [part for part in pictures if not isinstance(part, kind)]:
+        what = "a list of pictures holds only PIL pictures or only tensors" if other[0] is not pictures[0] else \
+            "an image is a PIL picture, a tensor, or a list of them"
+        raise ValueError(f"{what}; not a {type(other[0]).__name__}")
+    if kind is Tensor:
+        rule = "an image tensor is (3,H,W) or (B,3,H,W) in [0, 1]"
+        pictures = [_checked(part[None] if part.ndim == 3 else part, rule, 3) for part in pictures]
+        if (height is None or width is None) and len(sizes := {(*part.shape[2:],) for part in pictures}) > 1:
+            raise ValueError(f"the image tensors of a list are of one size, or height and width are given; these are "
+                             f"{', '.join(f'{h}×{w}' for h, w in sorted(sizes))}")
+        sides = _sides(pictures[0].shape[-2:], height, width, multiple)
+        return 2 * torch.cat([torch.nn.functional.interpolate(part, size=sides) for part in pictures]) - 1
+    pictures = [plain(part) for part in pictures]
     height, width = _sides(pictures[0].size[::-1], height, width, multiple)
-    pictures = [part.convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for part in pictures]
+    pictures = [part.resize((width, height), Image.Resampling.LANCZOS) for part in pictures]
     flat = [torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8) for part in pictures]
     return 2 * (torch.stack(flat).view(-1, height, width, 3).permute(0, 3, 1, 2).float() / 255) - 1
 
@@ -72,7 +120,8 @@ def to_mask(mask: Image.Image | Tensor | list, height: int, width: int) -> Tenso
     """Mask(s) to a batch (B,1,height,width) of 0 and 1: 1 where a mask, a picture in grey or in [0, 1], is at least ½.
 
     Args:
-        mask: PIL picture(s), resized by Lanczos; or a tensor (H,W), (1,H,W), (B,1,H,W), or a list of such.
+        mask: PIL picture(s), made `plain` on black (what is transparent is 0), resized by Lanczos; or a tensor (H,W),
+            (1,H,W), (B,H,W), (B,1,H,W), or a list of such.
 
     Raises:
         ValueError: no mask, or a tensor of another shape or range.
@@ -84,15 +133,15 @@ def to_mask(mask: Image.Image | Tensor | list, height: int, width: int) -> Tenso
 
     masks = list(mask) if isinstance(mask, (list, tuple)) else [mask]
     if masks and all(isinstance(part, Image.Image) for part in masks):
-        masks = [part.resize((width, height), Image.Resampling.LANCZOS).convert("L") for part in masks]
+        masks = [plain(part, "black").resize((width, height), Image.Resampling.LANCZOS).convert("L") for part in masks]
         masks = [torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8).view(height, width) / 255
                  for part in masks]
     if not masks or not all(isinstance(part, Tensor) and part.ndim in (2, 3, 4) for part in masks):
         raise ValueError("a mask is a PIL picture, a tensor, or a list of at least one of them")
-    batch = torch.cat([part.float().view(-1, 1, *part.shape[-2:]) for part in masks])
-    if not (batch.min() >= 0 and batch.max() <= 1):
-        raise ValueError(f"a mask is in [0, 1]; this one is from {batch.min():.3g} to {batch.max():.3g}")
-    return (torch.nn.functional.interpolate(batch, size=(height, width)) >= 0.5).float()
+    rule = "a mask is in [0, 1], of shape (H,W), (B,H,W) or (B,1,H,W)"
+    masks = [_checked(part if part.ndim == 4 else part.view(-1, 1, *part.shape[-2:]), rule, 1) for part in masks]
+    masks = [torch.nn.functional.interpolate(part, size=(height, width)) for part in masks]
+    return (torch.cat(masks) >= 0.5).float()
 
 
 def to_unit(image: Tensor) -> Tensor:
@@ -129,23 +178,28 @@ def to_rgb(z: Tensor, colors: Tensor) -> Tensor:
     return (torch.einsum("bchw,cd->bdhw", z, colors[:-1]) + colors[-1][:, None, None]).clamp(0, 1)
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Read a picture file as RGB, turned the way its camera was held.
+def open_image(path: str | Path, background: str = "white") -> Image.Image:
+    """Read a picture file, of an animation the first frame, as RGB: see `plain`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, is damaged, or is too large (over 89 megapixels).
+        ValueError: it is not a picture, is damaged, is too large (over 89 megapixels), or `plain` refuses it.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no picture file {path}")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")          # of Pillow, about what is odd but readable
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
+                raw, key = next((str(tile[3]) for tile in image.tile), ""), image.info.get("transparency")
+                if raw in KEYS and key is not None:
+                    parts = [int(KEYS[raw] * value) for value in (key if isinstance(key, tuple) else [key])]
+                    image.info["transparency"] = tuple(parts) if len(parts) == 3 else parts[0]
+                return plain(image, background)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is too large a picture: {error}") from error
     except Exception as error:  # every decoder has its own
@@ -174,7 +228,7 @@ def check_writable(paths: list[Path], overwrite: bool = False) -> None:
 
     >>> check_writable([Path(__file__)])
     Traceback (most recent call last):
-    ValueError: ...images.py exists; --overwrite replaces it, another --out keeps it
+    ValueError: ...images.py exists; --overwrite replaces it, another name keeps it
     """
     if len(set(paths)) < len(paths):
         raise ValueError(f"two files to write have the same name: {', '.join(map(str, paths))}")
@@ -182,7 +236,7 @@ def check_writable(paths: list[Path], overwrite: bool = False) -> None:
         if path.is_dir():
             raise ValueError(f"{path} is a folder; give the name of a file")
         if path.exists() and not overwrite:
-            raise ValueError(f"{path} exists; --overwrite replaces it, another --out keeps it")
+            raise ValueError(f"{path} exists; --overwrite replaces it, another name keeps it")
     for folder in {path.parent for path in paths}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -215,6 +269,15 @@ def image_format(path: str | Path) -> str:
     if Path(path).suffix.lower() not in FORMATS:
         raise ValueError(f"the picture {path} should end in {', '.join(FORMATS)}")
     return FORMATS[Path(path).suffix.lower()]
+
+
+def _checked(batch: Tensor, rule: str, channels: int) -> Tensor:
+    """The batch as (B,channels,H,W) float32, or ValueError: the rule, and what came instead."""
+    batch = batch.float()
+    low, high = (batch.min(), batch.max()) if batch.numel() else (math.nan, math.nan)
+    if batch.ndim != 4 or batch.shape[1] != channels or not (low >= 0 and high <= 1):
+        raise ValueError(f"{rule}; this one is {tuple(batch.shape)}, from {low:.3g} to {high:.3g}")
+    return batch
 
 
 def _sides(own: tuple[int, int], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:

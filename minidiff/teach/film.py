@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from minidiff.io.images import plain
 from minidiff.io.weights import write_atomic
 from minidiff.teach.show import png, publish
 
@@ -56,7 +57,7 @@ def write_film(frames: Sequence[Image.Image], path: str | Path, *, seconds: floa
         hold: how long the last one stays.
 
     Raises:
-        ValueError: another ending, or no frames.
+        ValueError: another ending, no frames, or frames of several sizes.
 
     >>> import tempfile; from PIL import Image
     >>> path = Path(tempfile.mkdtemp()) / "fade.gif"
@@ -72,7 +73,10 @@ def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: 
     """The file that `write_film` writes."""
     if not frames:
         raise ValueError("a film needs at least one frame")
-    frames = thin(frames)
+    frames = [plain(frame) for frame in thin(frames)]
+    if len(sizes := {frame.size for frame in frames}) > 1:
+        raise ValueError("the frames of a film are of one size; these are "
+                         + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
     each = round(1000 * seconds / max(1, len(frames) - 1) / 10) * 10  # GIF counts in hundredths of a second
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
     options = {"quality": 60, "method": 5} if suffix.lower() == ".webp" else {}

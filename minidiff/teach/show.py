@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minidiff.data.scenes import contact_sheet
-from minidiff.io.images import to_pil
+from minidiff.io.images import plain, to_pil
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,14 +36,14 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
     """Show a figure or pictures in a notebook, with a description for who cannot see them.
 
     Args:
-        what: a matplotlib figure (closed afterwards); a PIL picture; pictures (B,3,H,W) or (3,H,W) in [0, 1];
-            or a list of PIL pictures of one size, side by side with a thin gap.
+        what: a matplotlib figure (closed afterwards); a PIL picture, made `plain`; pictures (B,3,H,W) or (3,H,W) in
+            [0, 1]; or a list of PIL pictures of one size, side by side with a thin gap.
         alt: what there is to see, in words.
         width: in the page, in pixels; None: the picture's own.
         columns: pictures per row; None: all in one.
 
     Raises:
-        ValueError: no alt text, no picture.
+        ValueError: no alt text, no picture, or pictures of several sizes.
 
     >>> show(torch.zeros(2, 3, 8, 8), alt="two black squares")
     two black squares
@@ -61,7 +61,7 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     from PIL import Image
 
     file = io.BytesIO()
-    if hasattr(what, "savefig"):
+    if figure := hasattr(what, "savefig"):
         import matplotlib.pyplot as plt
 
         what.savefig(file, format="png")
@@ -73,7 +73,9 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     if isinstance(what, (list, tuple)):
         if not what:
             raise ValueError("there is no picture to show")
-        what = contact_sheet(list(what), columns or len(what), gap=GAP)
+        what = contact_sheet([plain(picture) for picture in what], columns or len(what), gap=GAP)
+    elif not figure:
+        what = plain(what)
     what.save(file, "PNG", optimize=True)
     return file.getvalue()
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -18,10 +19,12 @@ from minidiff.io.weights import load_state, save_state
 from minidiff.nets.vae import VAE
 from minidiff.pipeline import default_device
 from minidiff.text import load_tokenizer, tokenize
-from minidiff.train.trainer import Run
+from minidiff.train.trainer import Run, digest
 
 DRAWINGS = 120_000  # pictures that CLIP, VAE and U-Net share
 WORDINGS = 4        # captions kept for each of them
+SAMPLE = 64         # of them, by which one sees whether they are drawn as before
+SOURCES = "other pictures or captions"  # what `Run.made` calls their digest
 
 
 def to_unit(pictures: Tensor) -> Tensor:
@@ -87,26 +90,63 @@ class Drawings:
 
 
 def cache_name(size: int, data: Path | None) -> str:
-    """What tells the caches of one model folder apart."""
+    """What tells the caches of one model folder apart, to the eye: what they were made from stands in them."""
     return f"{size}-{data.resolve().name}" if data else str(size)
 
 
+def captioned(drawn: list[scenes.Scene], seed: int) -> list[list[str]]:
+    """WORDINGS captions for each of the first scenes of a seed."""
+    return [[scenes.caption(scene, random.Random(f"{seed} {i} {k}")) for k in range(WORDINGS)]
+            for i, scene in enumerate(drawn)]
+
+
+def sources(size: int, data: Path | None, seed: int) -> str:
+    """sha256 of all that `dataset` makes its pictures and captions from.
+
+    Of a folder: its files, in order, with their captions. Of drawings: their number and seed, and what the code as it
+    is now makes of the first SAMPLE of them. Of both, how they are read or drawn: by the first pictures themselves.
+    """
+    if data:
+        rows = files.metadata(data, size)
+        parts = [[hashlib.sha256(path.read_bytes()).hexdigest(), caption] for path, caption in rows]
+        pictures = torch.stack([picture for picture, _ in itertools.islice(files.stream_folder(data, size), SAMPLE)])
+    else:
+        pictures, drawn = scenes.render(SAMPLE, size, seed=seed)
+        parts = [seed, DRAWINGS, sorted(scenes.words()), captioned(drawn, seed)]
+    return hashlib.sha256(json.dumps([size, parts]).encode() + pictures.numpy().tobytes()).hexdigest()
+
+
+def made_of(run: Run, size: int, data: Path | None, init: Path | None, parts: tuple[str, ...]) -> dict[str, int | str]:
+    """`Run.made` of a recipe: what its result depends on, among it other `parts` of the model's folder."""
+    made = {"size": size, "seed": run.seed}
+    if not data or data.is_dir():                                          # else the recipe says what is wrong
+        made[SOURCES] = sources(size, data, run.seed)
+    if init or not run.resume:                                             # a resumed run has its own weights
+        made["other weights to start from"] = digest(init) if init else ""
+    return made | {f"another {part.replace('_', ' ')}": digest(run.out / part) for part in parts}
+
+
 def dataset(run: Run, size: int, data: Path | None) -> tuple[Tensor, list[list[str]]]:
-    """Pictures (n,3,size,size) uint8 and the captions of each, drawn (or read from `data`) once and cached."""
+    """Pictures (n,3,size,size) uint8 and the captions of each, drawn (or read from `data`) once and cached.
+
+    The cache, one file in out/train, is made anew as soon as its `sources` are others.
+    """
     cache = run.out / "train" / f"pictures-{cache_name(size, data)}.safetensors"
-    words = cache.with_suffix(".jsonl")
-    if not (cache.is_file() and words.is_file()):
-        cache.parent.mkdir(parents=True, exist_ok=True)
+    source = bytearray.fromhex(run.made.get(SOURCES) or sources(size, data, run.seed))
+    state = load_state(cache) if cache.is_file() else {}
+    if "sources" not in state or state["sources"].tolist() != list(source):
         if data:
             pictures, captions = files.load_folder(data, size)
             captions = [[caption] for caption in captions]
         else:
             pictures, drawn = draw(DRAWINGS, size, seed=run.seed)
-            captions = [[scenes.caption(scene, random.Random(f"{run.seed} {i} {k}")) for k in range(WORDINGS)]
-                        for i, scene in enumerate(drawn)]
-        words.write_text("".join(json.dumps(row) + "\n" for row in captions))
-        save_state({"pictures": pictures}, cache)
-    return load_state(cache)["pictures"], [json.loads(line) for line in words.open()]
+            captions = captioned(drawn, run.seed)
+        text = bytearray(json.dumps(captions).encode())
+        state = {name: torch.frombuffer(part, dtype=torch.uint8) for name, part in (("captions", text),
+                                                                                   ("sources", source))}
+        save_state({"pictures": pictures, **state}, cache)
+        state = load_state(cache)
+    return state["pictures"], json.loads(state["captions"].numpy().tobytes())
 
 
 def tokenize_all(tokenizer, captions: list[list[str]]) -> Tensor:
@@ -119,13 +159,13 @@ def tokenize_all(tokenizer, captions: list[list[str]]) -> Tensor:
 def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled posterior means and stds (n,C,h,w) float16 and caption ids (n,wordings,77), cached in out/train.
 
-    The file's name has a digest of the VAE and the vocabulary that made it: others make another file.
+    The file's name has a digest of the VAE, the vocabulary and the pictures that made it: others make another file.
     """
     from tqdm import tqdm
 
-    sources = [*(run.out / "vae").glob("*.safetensors"), run.out / "tokenizer" / "merges.txt"]
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    cache = run.out / "train" / f"latents-{cache_name(size, data)}-{digest[:8]}.safetensors"
+    made = digest(run.out / "vae", run.out / "tokenizer") + (run.made.get(SOURCES) or sources(size, data, run.seed))
+    name = f"latents-{cache_name(size, data)}-{hashlib.sha256(made.encode()).hexdigest()[:16]}.safetensors"
+    cache = run.out / "train" / name
     if not cache.is_file():
         pictures, captions = dataset(run, size, data)
         device = run.device or default_device()

@@ -5,10 +5,12 @@ The others, which the evaluation and the notebooks use, have folders of their ow
 """
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -19,7 +21,8 @@ from minidiff.data import files, scenes
 from minidiff.grid import preset
 from minidiff.io.weights import weights_dir
 from minidiff.nets.classifier import Classifier, ClassifierConfig
-from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVisionConfig
+from minidiff.nets.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig, CLIPVisionConfig
+from minidiff.nets.layers import Config
 from minidiff.nets.patches import Patches, PatchesConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
 from minidiff.nets.unet import UNet, UNetConfig
@@ -28,10 +31,22 @@ from minidiff.pipeline import StableDiffusion, default_device
 from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
 from minidiff.schedule import SD
+from minidiff.settings import whole
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
-from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, draw, latents, sheet, to_unit, tokenize_all
-from minidiff.train.trainer import Run, batch_indices, generator, train
+from minidiff.train.pictures import (
+    DRAWINGS,
+    Drawings,
+    crops,
+    dataset,
+    draw,
+    latents,
+    made_of,
+    sheet,
+    to_unit,
+    tokenize_all,
+)
+from minidiff.train.trainer import Run, batch_indices, check, digest, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
              "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", "timestep_spacing": "leading",
@@ -45,7 +60,7 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
     n, seed = 60_000, run.seed + 1_000_000  # its own drawings, all colour-object pairs
     pictures, drawn = draw(n, size, seed=seed, held_out=None, second=0.3)
     truth = {name: torch.tensor([row[name] for row in map(slots, drawn)]) for name in (*SCENE, *THING)}
-    net = Reader.from_pretrained(init) if init else seeded(lambda: Reader(ReaderConfig(size=size)), run.seed)
+    net = start(Reader, ReaderConfig(size=size), run, init, "size")
 
     def loss(net: Reader, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(n, 128, step, run.seed)[share]
@@ -64,7 +79,7 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
 def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
     """Tokenizer and CLIP: a text and an image encoder trained contrastively on captioned pictures."""
     pictures, captions = dataset(run, size, data)
-    if not (run.out / "tokenizer" / "vocab.json").is_file():
+    if not (run.resume or init) or not (run.out / "tokenizer" / "vocab.json").is_file():
         train_tokenizer((caption for row in captions[:20_000] for caption in row), run.out / "tokenizer")
     tokenizer = load_tokenizer(run.out / "tokenizer")
     ids = tokenize_all(tokenizer, captions)
@@ -72,7 +87,8 @@ def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
     shape = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128)
     text = CLIPTextConfig(vocab_size=vocabulary, eos_token_id=vocabulary - 1, **shape)
     vision = CLIPVisionConfig(image_size=size, patch_size=size // 4, **shape)
-    net = CLIP.from_pretrained(init) if init else seeded(lambda: CLIP(text, vision), run.seed)
+    net = start(CLIP, CLIPConfig(text, vision), run, init, "text_config.vocab_size", "vision_config.image_size")
+    run = replace(run, made={**run.made, "another vocabulary": digest(run.out / "tokenizer")})
 
     def loss(net: CLIP, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(pictures), 256, step, run.seed)[share]
@@ -96,7 +112,7 @@ def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Pat
         raise ValueError("this recipe learns the attributes of scenes; it cannot be trained on a folder (--data)")
     drawings = Drawings(DRAWINGS, size, seed=run.seed)
     config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(NAMES))
-    net = Patches.from_pretrained(init) if init else seeded(lambda: Patches(config), run.seed)
+    net = start(Patches, config, run, init, "out_channels")
 
     def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(drawings), 16, step, run.seed)[share]
@@ -119,7 +135,7 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
     shape = dict(block_out_channels=(16, 32, 64, 128), norm_num_groups=8) if large else \
         dict(block_out_channels=(32, 64, 96), norm_num_groups=16)
     config = VAEConfig(sample_size=size, layers_per_block=1, latent_channels=4, **shape)
-    net = VAE.from_pretrained(init) if init else seeded(lambda: VAE(config), run.seed)
+    net = start(VAE, config, run, init)
     net.config = replace(net.config, scaling_factor=1.0)
     nets = nn.ModuleDict({"vae": net})
     if large:
@@ -172,7 +188,7 @@ def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
                         block_out_channels=(64, 128, 160), layers_per_block=1, heads=4, cross_attention_dim=128,
                         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
-    net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
+    net = start(UNet, config, run, init, "in_channels", "out_channels", "cross_attention_dim")
     text.to(run.device or default_device())
 
     def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
@@ -211,7 +227,7 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
     """Classifier of the object in a noisy picture, for classifier guidance of the pixel model."""
     pictures, labels = labelled(run, size, data)
     config = ClassifierConfig(num_classes=len(OBJECTS), mid_block_type="UNetMidBlock2DCrossAttn", **WAY_DOWN)
-    net = Classifier.from_pretrained(init) if init else seeded(lambda: Classifier(config), run.seed)
+    net = start(Classifier, config, run, init, "num_classes", "in_channels")
 
     def loss(net: Classifier, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(pictures), 64, step, run.seed)[share]
@@ -253,17 +269,23 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         init: a folder with weights of the same part to start from.
 
     Raises:
-        ValueError: unknown recipe, or options that do not fit it.
+        ValueError: unknown recipe, options that do not fit it, or a run to resume that was made with others.
     """
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
-    if size is not None and (size < 16 or size % 16):
-        raise ValueError(f"size is {size}; it must be a positive multiple of 16 pixels")
+    size = inspect.signature(RECIPES[name]).parameters["size"].default if size is None else size
+    text = f"size is {size}; it must be a positive multiple of 16 pixels"
+    size = whole("size", size, 16, 2**14, text)
+    if size % 16:
+        raise ValueError(text)
+    data, init = (Path(folder) if folder else None for folder in (data, init))
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
+    parts = ("vae", "text_encoder", "tokenizer") if name == "unet" else ()
+    settings = replace(settings, made=made_of(settings, size, data, init, parts))
+    check(name, settings)
     out.mkdir(parents=True, exist_ok=True)
-    RECIPES[name](settings, data=Path(data) if data else None, init=Path(init) if init else None,
-                  **({"size": size} if size else {}))
+    RECIPES[name](settings, size=size, data=data, init=init)
     return out
 
 
@@ -280,7 +302,7 @@ def pixel_unet(name: str, run: Run, pictures: Tensor, labels: Tensor | None, ini
     size, nothing = pictures.shape[-1], len(OBJECTS)
     config = UNetConfig(sample_size=size, out_channels=3, num_class_embeds=None if labels is None else nothing + 1,
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **WAY_DOWN)
-    net = UNet.from_pretrained(init) if init else seeded(lambda: UNet(config), run.seed)
+    net = start(UNet, config, run, init, "in_channels", "out_channels", "num_class_embeds", "cross_attention_dim")
 
     def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(pictures), 64, step, run.seed)[share]
@@ -308,6 +330,23 @@ def save_pipeline(net: UNet, out: Path) -> None:
     """Write the U-Net and all that makes the folder a model in diffusers' layout, in float16."""
     text, vae = Text.from_pretrained(out), VAE.from_pretrained(out / "vae")
     StableDiffusion(text, net, vae, SCHEDULER).save_pretrained(out, dtype=torch.float16)
+
+
+def start(net: type, config: Config, run: Run, init: Path | None, *same: str) -> nn.Module:
+    """A network with the weights in `init`, which must be as `config` says in the fields `same`, or with random ones.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not init:
+        return seeded(lambda: net.build(config), run.seed)
+    found = net.from_pretrained(init)
+    for name in same:
+        given, needed = (attrgetter(name)(each) for each in (found.config, config))
+        if given != needed:
+            raise ValueError(f"the weights in {init} are made for {name.split('.')[-1]} {given}, this run needs "
+                             f"{needed}: give others, or the options that they were made with")
+    return found
 
 
 def seeded(build: Callable, seed: int):

@@ -6,15 +6,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from minidiff.io.weights import load_state, save_state
-from minidiff.pipeline import default_device
+from minidiff.pipeline import default_device, find_device
+from minidiff.settings import SEEDS, number, whole
 from minidiff.train.ema import EMA
 
 
@@ -30,7 +31,12 @@ class Run:
         threads: torch threads; None leaves them alone.
         resume: continue from the newest whole checkpoint.
         save_every: seconds between checkpoints (and sample pictures).
-        seed: of weights, data order and noise.
+        seed: of weights, data order and noise, below 2³².
+        made: what else the result depends on, by name: numbers, or digests under names such as "another vocabulary";
+            checkpoints keep it, and a run resumes only with the same.
+
+    Raises:
+        ValueError: a value out of range, or a device that is not here.
 
     >>> Run(Path("runs/mini-sd"), steps=0)
     Traceback (most recent call last):
@@ -45,12 +51,18 @@ class Run:
     resume: bool = False
     save_every: float = 120.0
     seed: int = 0
+    made: dict[str, int | str] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; training takes at least 1 step")
-        if self.seconds is not None and not self.seconds > 0:
+        text = f"steps is {self.steps}; training takes at least 1 step, and a whole number of them"
+        object.__setattr__(self, "steps", whole("steps", self.steps, 1, 10**9, text))
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0, SEEDS - 1))
+        if self.seconds is not None and not number("seconds", self.seconds) > 0:
             raise ValueError(f"seconds is {self.seconds}; it must be positive")
+        if self.threads is not None:
+            object.__setattr__(self, "threads", whole("threads", self.threads, 1, 4096))
+        if self.device is not None:
+            find_device(self.device)
 
 
 def generator(*numbers: int) -> torch.Generator:
@@ -61,6 +73,14 @@ def generator(*numbers: int) -> torch.Generator:
     """
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def digest(*folders: Path) -> str:
+    """sha256 of the names and contents of the files in folders."""
+    whole = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in folder.glob("*") if file.is_file()):
+        whole.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
 
 
 def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> Tensor:
@@ -76,7 +96,7 @@ def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> Tensor:
     [0, 1, 2, 3, 4, 5]
     """
     if n < batch:
-        raise ValueError(f"{n} examples are fewer than one batch of {batch}; give more data or a smaller batch")
+        raise ValueError(f"{n} examples are fewer than one batch of {batch}; training needs at least one batch")
     epoch, place = divmod(step, n // batch)
     return torch.randperm(n, generator=generator(seed, epoch))[place * batch:(place + 1) * batch]
 
@@ -124,7 +144,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         sample: averaged net -> PIL picture, drawn at every checkpoint.
 
     Raises:
-        ValueError: nothing to resume from, or a run that would be overwritten; the loss became NaN or infinite.
+        ValueError: what `check` and `resume` say; the loss became NaN or infinite.
         KeyboardInterrupt: passed on after a checkpoint is written.
     """
     from accelerate import Accelerator
@@ -135,8 +155,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
     device = run.device or default_device()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision(device))
     work, log_path = Path(run.out) / "train" / name, Path(run.out) / "logs" / f"{name}.jsonl"
-    if not run.resume and any(work.glob("step-*")):
-        raise ValueError(f"{work} holds a run already; --resume continues it, another --out keeps it")
+    check(name, run)
     average = EMA(net.to(accelerator.device), ema)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
     step, spent = resume(work, net, average, optimizer) if run.resume else (0, 0.0)
@@ -155,7 +174,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
 
     def checkpoint() -> None:
         if main:
-            save_checkpoint(work, net, average, optimizer, step, spent + time.monotonic() - began)
+            save_checkpoint(work, net, average, optimizer, step, spent + time.monotonic() - began, run.made)
             if sample:
                 (work / "samples").mkdir(exist_ok=True)
                 sample(average.net).save(work / "samples" / f"{step:07d}.png")
@@ -180,7 +199,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
                 sums, summed = {}, 0
                 if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
                     raise ValueError(f"{name}: the loss is not finite at step {step} ({row}); "
-                                     "lower the learning rate or resume from an earlier checkpoint")
+                                     "another learning rate or other data may help, the same steps again do not")
                 if main:
                     seconds = round(spent + time.monotonic() - began, 1)
                     with log_path.open("a") as log:
@@ -198,7 +217,43 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
     return average.net
 
 
-def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer, step: int, seconds: float) -> Path:
+def check(name: str, run: Run) -> None:
+    """ValueError unless a run may begin, or, if it is to resume, go on as what it was.
+
+    Raises:
+        ValueError: a run would be overwritten; there is nothing to resume; or it was made with other settings or data.
+    """
+    work = Path(run.out) / "train" / name
+    if not run.resume:
+        if any(work.glob("step-*")):
+            raise ValueError(f"{work} holds a run already; --resume continues it, another --out keeps it")
+        return
+    _, manifest = next(_manifests(work))
+    for what, then in manifest.get("made", {}).items():
+        if (now := run.made.get(what, then)) != then:
+            made = what if isinstance(then, str) else f"{what} {then}, not {now}"
+            raise ValueError(f"the run was made with {made}: {work} resumes only with the options and files that it "
+                             "was made with; for others give another --out")
+
+
+def _manifests(work: Path) -> Iterator[tuple[Path, dict]]:
+    """The checkpoints whose manifest can be read, the newest first.
+
+    Raises:
+        ValueError: once there are no more: so who finds what he looks for never sees it.
+    """
+    folders = sorted(work.glob("step-*"), reverse=True)
+    for folder in folders:
+        try:
+            yield folder, json.loads((folder / "manifest.json").read_text())
+        except (OSError, ValueError):
+            continue
+    raise ValueError(f"nothing to resume: no whole checkpoint in {work}; "
+                     + ("they are damaged: give another --out" if folders else "start without --resume"))
+
+
+def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer, step: int, seconds: float,
+                    made: dict[str, int | str]) -> Path:
     """Write work/step-N with net, average, optimizer and, last, a manifest of their sha256; keep the newest two.
 
     The folder is written under a temporary name and renamed once it is whole, so a kill at any moment leaves the
@@ -212,7 +267,7 @@ def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer, step: i
     save_state(average.net.state_dict(), part / "ema.safetensors")
     torch.save(optimizer.state_dict(), part / "optimizer.pt")
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(part.iterdir())}
-    manifest = {"step": step, "updates": average.updates, "seconds": seconds, "sha256": files}
+    manifest = {"step": step, "updates": average.updates, "seconds": seconds, "made": made, "sha256": files}
     with (part / "manifest.json").open("w") as file:
         file.write(json.dumps(manifest, indent=1))
         file.flush()
@@ -225,18 +280,25 @@ def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer, step: i
 
 
 def resume(work: Path, net: nn.Module, average: EMA, optimizer) -> tuple[int, float]:
-    """Load the newest checkpoint whose sha256 sums agree. Returns (step, seconds trained so far)."""
-    for folder in sorted(work.glob("step-*"), reverse=True):
+    """Load the newest checkpoint whose sha256 sums agree. Returns (step, seconds trained so far).
+
+    Raises:
+        ValueError: there is none, or it is of a network of another shape.
+    """
+    for folder, manifest in _manifests(work):                # which ends with an error
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            whole = all(hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
-                        for file, digest in manifest["sha256"].items())
-        except (OSError, ValueError, KeyError):
+            intact = all(hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
+                         for file, digest in manifest["sha256"].items())
+        except (OSError, KeyError):
             continue
-        if whole:
-            net.load_state_dict(load_state(folder / "net.safetensors"))  # copied in place: the optimizer holds these
+        if intact:
+            state, own = load_state(folder / "net.safetensors"), net.state_dict()
+            then, now = ({(key, tensor.shape) for key, tensor in each.items()} for each in (state, own))
+            if other := sorted(then ^ now):
+                raise ValueError(f"the run was made with a network of another shape, in {other[0][0]}: {work} resumes "
+                                 "only with the options that it was made with, such as --size and --init")
+            net.load_state_dict(state)  # copied in place: the optimizer holds these
             average.net.load_state_dict(load_state(folder / "ema.safetensors"))
             optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
             average.updates = manifest["updates"]
             return manifest["step"], manifest["seconds"]
-    raise ValueError(f"nothing to resume: no whole checkpoint in {work}; start without --resume")

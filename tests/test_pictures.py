@@ -1,0 +1,219 @@
+"""The pictures of the recipes: caches know what they were made from, and a run resumes only as what it was."""
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from minidiff.data import drawing, scenes
+from minidiff.text import load_tokenizer, train_tokenizer
+from minidiff.train import pictures, recipes
+from minidiff.train.trainer import Run, batch_indices, train
+from tests import tiny
+
+pytestmark = pytest.mark.quick
+OTHER = "the run was made with other pictures or captions"
+
+
+def folder_of(path, color, words="a {}", n=4):
+    path.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        Image.new("RGB", (16, 16), color).save(path / f"{i}.png")
+    rows = [{"file_name": f"{i}.png", "text": words.format(color)} for i in range(n)]
+    (path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def cats(tmp_path):
+    return folder_of(tmp_path / "cats" / "train", "red")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two drawings instead of 120,000, in this process."""
+    monkeypatch.setattr(pictures, "DRAWINGS", 2)
+    monkeypatch.setattr(pictures, "draw", scenes.render)
+
+
+def learn(run: Run, *, size=16, data=None, init=None):
+    """A recipe of one layer, which looks at its pictures alone."""
+    images, captions = pictures.dataset(run, size, data)
+    torch.manual_seed(run.seed)
+    net = nn.Linear(3 * size * size, 1)
+
+    def loss(net, step, share):
+        rows = batch_indices(len(images), 2, step, run.seed)[share]
+        return {"loss": net(pictures.to_unit(images[rows]).flatten(1)).square().mean()}
+
+    train("toy", net, loss, run, batch=2, lr=1e-3)
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """toy(**options): that recipe, into one folder."""
+    monkeypatch.setitem(recipes.RECIPES, "toy", learn)
+    monkeypatch.setitem(recipes.STEPS, "toy", 1)
+    return lambda **options: recipes.run("toy", **{"out": tmp_path / "out", "device": "cpu", **options})
+
+
+def test_folders_of_one_name_are_not_taken_for_each_other(tmp_path, cats):
+    dogs = folder_of(tmp_path / "dogs" / "train", "blue")
+    run = Run(tmp_path / "out", 1)
+    for data, color, words in ((cats, [255, 0, 0], "a red"), (dogs, [0, 0, 255], "a blue")) * 2:
+        found, captions = pictures.dataset(run, 16, data)
+        assert found[0, :, 0, 0].tolist() == color and captions == [[words]] * 4
+
+
+@pytest.mark.parametrize("change", ["picture", "caption", "fewer", "order", "size"])
+def test_a_folder_that_changed_is_read_again(tmp_path, cats, change):
+    """Even where the file that changed has the same size and time as before."""
+    run, size = Run(tmp_path / "out", 1), 16
+    file, text = cats / "3.png", cats / "metadata.jsonl"
+    lines = text.read_text().splitlines()
+    Image.new("RGB", (16, 16), "blue").save(file, compress_level=0)
+    (before, said), times = pictures.dataset(run, size, cats), [os.stat(path).st_mtime for path in (file, text)]
+    if change == "picture":
+        length = file.stat().st_size
+        Image.new("RGB", (16, 16), "lime").save(file, compress_level=0)
+        assert file.stat().st_size == length
+    elif change == "size":
+        size = 32
+    else:
+        new = {"caption": [lines[0].replace("red", "cat"), *lines[1:]], "fewer": lines[1:], "order": lines[::-1]}
+        text.write_text("\n".join(new[change]))
+    for path, time in zip((file, text), times):
+        os.utime(path, (time, time))
+    after, now = pictures.dataset(run, size, cats)
+    assert now != said or after.shape != before.shape or not after.equal(before)
+    again, _ = pictures.dataset(run, size, cats)
+    assert again.equal(after)
+
+
+@pytest.mark.parametrize("change", ["seed", "number", "wordings", "words", "colour"])
+def test_drawings_are_made_again_when_they_would_be_others(tmp_path, few, monkeypatch, change):
+    seed = 0
+    before, said = pictures.dataset(Run(tmp_path, 1), 16, None)
+    if change == "seed":
+        seed = 1
+    elif change == "number":
+        monkeypatch.setattr(pictures, "DRAWINGS", 3)
+    elif change == "wordings":
+        monkeypatch.setattr(pictures, "WORDINGS", 2)
+    elif change == "words":
+        monkeypatch.setattr(scenes, "SIZE_WORDS", {"small": ("minute",), "large": ("vast",)})
+    else:
+        for name in drawing.RGB:
+            monkeypatch.setitem(drawing.RGB, name, (1, 2, 3))
+    after, now = pictures.dataset(Run(tmp_path, 1, seed=seed), 16, None)
+    want, drawn = scenes.render(pictures.DRAWINGS, 16, seed=seed)
+    assert after.equal(want) and now == pictures.captioned(drawn, seed)
+    assert now != said or not after.equal(before)
+
+
+def test_what_has_not_changed_is_not_made_again(tmp_path, few, cats, monkeypatch):
+    run = Run(tmp_path / "out", 1)
+    first = [pictures.dataset(run, 16, data) for data in (cats, None)]
+    monkeypatch.setattr(pictures, "draw", None)
+    monkeypatch.setattr(pictures.files, "load_folder", None)
+    moved = cats.rename(tmp_path / "train")
+    for (images, captions), data in zip(first, (moved, None)):
+        found, said = pictures.dataset(run, 16, data)
+        assert found.equal(images) and said == captions
+
+
+def test_a_cache_of_an_earlier_version_is_made_again(tmp_path, cats):
+    pictures.save_state({"pictures": torch.zeros(4, 3, 16, 16, dtype=torch.uint8)},
+                        tmp_path / "out/train/pictures-16-train.safetensors")
+    assert pictures.dataset(Run(tmp_path / "out", 1), 16, cats)[0].any()
+
+
+def test_latents_are_those_of_their_pictures_and_vocabulary(tmp_path, cats):
+    run = Run(tmp_path / "out", 1, device="cpu")
+    pipe = tiny.pipeline(run.out / "tokenizer")
+    pipe.vae.save_pretrained(run.out / "vae")
+    red, _, ids = pictures.latents(run, 16, cats)
+    folder_of(cats, "blue")
+    blue, _, other = pictures.latents(run, 16, cats)
+    assert not torch.equal(red, blue) and not torch.equal(ids, other)
+    train_tokenizer(["a blue"] * 9, run.out / "tokenizer")
+    assert not torch.equal(pictures.latents(run, 16, cats)[2], other)
+
+
+def test_16_bit_and_transparent_files_are_learnt_from_as_they_look(tmp_path):
+    folder = folder_of(tmp_path, "red", n=2)
+    Image.fromarray(np.full((16, 16), 90 * 257, np.uint16)).save(folder / "0.png")
+    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(folder / "1.png")
+    found, _ = pictures.dataset(Run(tmp_path / "out", 1), 16, folder)
+    assert (found[0] == 90).all() and (found[1] == 255).all()
+
+
+def test_a_run_resumes_only_with_what_it_was_made_with(toy, tmp_path, cats):
+    toy(data=cats, size=16)
+    for options, said in (({"data": cats, "size": 32}, "the run was made with size 16, not 32"),
+                          ({"data": cats, "seed": 1}, "the run was made with seed 0, not 1"),
+                          ({"data": folder_of(tmp_path / "dogs/train", "blue")}, OTHER),
+                          ({"data": folder_of(tmp_path / "captions", "red", "one {}")}, OTHER),
+                          ({"data": None}, OTHER),
+                          ({"data": cats, "init": cats}, "other weights to start from")):
+        with pytest.raises(ValueError, match=f"{said}.*resumes only with the options and files"):
+            toy(**{"size": 16, **options}, resume=True, steps=2)
+    assert not (tmp_path / "out/train/pictures-32-train.safetensors").exists()  # it is said before anything is made
+    toy(data=cats, size=np.int64(16), resume=True, steps=np.int64(2))
+    assert (tmp_path / "out/train/toy/step-0000002").is_dir()
+    folder_of(cats, "blue")
+    with pytest.raises(ValueError, match=OTHER):
+        toy(data=cats, resume=True, steps=3)
+
+
+def test_a_run_begins_again_with_what_is_asked_for(toy, tmp_path, cats):
+    toy(data=cats)
+    with pytest.raises(ValueError, match="holds a run already; --resume continues it, another --out keeps it"):
+        toy(data=folder_of(tmp_path / "dogs/train", "blue"))
+    (tmp_path / "out/train/toy").rename(tmp_path / "kept")
+    toy(data=tmp_path / "dogs/train")
+    assert pictures.dataset(Run(tmp_path / "out", 1), 16, tmp_path / "dogs/train")[1] == [["a blue"]] * 4
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"size": True}, "size is True"), ({"size": 32.0}, "size is 32.0"), ({"size": -16}, "size is -16"),
+    ({"steps": 2.5}, "steps is 2.5"), ({"steps": True}, "steps is True"), ({"seed": 2**32}, "seed is 4294967296"),
+    ({"seed": -1}, "seed is -1"), ({"seconds": float("nan")}, "seconds is nan"), ({"threads": 0}, "threads is 0"),
+    ({"threads": -1}, "threads is -1"), ({"device": "gpu"}, "there is no device 'gpu' here; cpu always works")])
+def test_options_of_another_kind_are_named(toy, options, said, cats):
+    with pytest.raises(ValueError, match=said):
+        toy(**{"data": cats, **options})
+
+
+class Begun(Exception):
+    """The training would begin."""
+
+
+def test_clip_learns_the_vocabulary_of_its_own_captions(tmp_path, cats, monkeypatch):
+    """Not that of an earlier data set, found in its folder; a run that goes on keeps its own."""
+    def begin(name, net, loss, run, **_):
+        raise Begun(run.made["another vocabulary"])
+
+    monkeypatch.setattr(recipes, "train", begin)
+    monkeypatch.setattr(recipes, "check", lambda *_: None)
+    dogs = folder_of(tmp_path / "dogs/train", "blue", "an unusual {} dog")
+    made, words = [], []
+    for data, resume in ((cats, False), (dogs, False), (cats, True)):
+        with pytest.raises(Begun) as begun:
+            recipes.run("clip", out=tmp_path / "out", size=16, data=data, device="cpu", resume=resume)
+        made.append(str(begun.value))
+        words.append(load_tokenizer(tmp_path / "out/tokenizer").encode("an unusual blue dog").tokens)
+    assert made[0] != made[1] == made[2] and len(words[0]) == len(words[1]) == 77
+    assert "unusual</w>" in words[1] and "unusual</w>" not in words[0] and words[2] == words[1]
+
+
+def test_weights_to_start_from_must_fit(tmp_path, cats, monkeypatch):
+    monkeypatch.setattr(recipes, "check", lambda *_: None)
+    monkeypatch.setattr(recipes, "train", lambda name, net, *_, **__: net)
+    pipe = tiny.pipeline(tmp_path / "words")
+    pipe.unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(ValueError, match="unet are made for in_channels 4, this run needs 3"):
+        recipes.run("pixels", out=tmp_path / "out", size=16, data=cats, init=tmp_path / "unet", device="cpu")

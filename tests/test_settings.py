@@ -1,0 +1,71 @@
+"""Settings: numbers of every library, nothing that only looks like one, and a seed for each picture."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from minidiff.conditions import draw
+from minidiff.settings import SEEDS, Settings, check_seeds
+from tests import tiny
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64, np.uint32, np.array, torch.tensor])
+@pytest.mark.parametrize("name", ["steps", "seed", "num_images", "clip_skip", "height", "width", "tile"])
+def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(name, kind):
+    value = getattr(Settings(**{name: kind(8)}), name)
+    assert value == 8 and type(value) is int
+
+
+@pytest.mark.parametrize("name", ["steps", "seed", "num_images", "clip_skip", "height", "width", "tile"])
+@pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), 8.0, np.float64(8), torch.tensor(8.0), "8",
+                                   torch.tensor([8]), np.array([8]), math.nan, -1, None])
+def test_what_only_looks_like_a_whole_number_is_refused(name, value):
+    if value is None and name in ("height", "width", "tile"):
+        return
+    with pytest.raises(ValueError, match=f"{name} is .*; it must be a whole number from . to "):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.array, torch.tensor, Fraction])
+def test_numbers_of_numpy_and_torch_are_numbers(kind):
+    s = Settings(guidance_scale=kind(2.5), guidance_rescale=kind(0.5), eta=kind(0.25), strength=kind(1))
+    assert (s.guidance_scale, s.guidance_rescale, s.eta, s.strength) == (2.5, 0.5, 0.25, 1.0)
+    assert all(type(value) is float for value in (s.guidance_scale, s.guidance_rescale, s.eta, s.strength))
+    control = {"control_scale": kind(0.5), "control_start": kind(0), "control_end": kind(1)}
+    assert Settings(controlnet=1, control_image=1, **control).controls == [(1, 1, 0.5, 0.0, 1.0, False)]
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "1", 1j, math.nan, np.float32("nan"), math.inf, torch.tensor([1.0]),
+                                   torch.tensor(torch.nan), 10**400])
+@pytest.mark.parametrize("name", ["guidance_scale", "guidance_rescale", "eta", "strength", "control_scale",
+                                  "control_start", "control_end"])
+def test_what_only_looks_like_a_number_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*; it must be (a finite number|between 0 and 1)"):
+        Settings(**{"controlnet": 1, "control_image": 1, name: value})
+
+
+def test_sizes_are_two_whole_numbers():
+    assert Settings(original_size=[np.int64(3), torch.tensor(4)]).original_size == (3, 4)
+    for value in (5, (3.0, 4), (True, 4), (1, 2, 3), ("3", 4), (10**30, 1)):
+        with pytest.raises(ValueError, match="original_size is .*; it must be two whole numbers"):
+            Settings(original_size=value)
+    with pytest.raises(ValueError, match="crops_coords_top_left is None; it must be two whole numbers"):
+        Settings(crops_coords_top_left=None)
+
+
+def test_seeds_end_where_they_would_draw_the_same_again(tmp_path):
+    pair = [torch.Generator().manual_seed(seed) for seed in (0, SEEDS)]
+    assert draw(pair[:1], (1, 9)).equal(draw(pair[1:], (1, 9)))  # why there is a limit
+    for seed, count in ((SEEDS, 1), (SEEDS - 1, 2), (2**63, 1), (-1, 1)):
+        with pytest.raises(ValueError, match=f"seed is {seed}[;,] "):
+            Settings(seed=seed, num_images=count)
+    check_seeds(SEEDS - 2, 2)
+    pipe = tiny.pipeline(tmp_path)
+    assert pipe("a tree", seed=np.uint32(SEEDS - 1), steps=1, output="latent").isfinite().all()
+    with pytest.raises(ValueError, match="the last of 3 pictures would have 4294967297; seeds end at 4294967295"):
+        pipe(["a tree"] * 3, seed=SEEDS - 1, steps=1)
