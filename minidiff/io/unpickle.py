@@ -43,11 +43,22 @@ class Stub:
         pass
 
 
+class Parameters(dict):
+    """What a `torch.nn.ParameterDict` holds: the tensors of its pickled state, nothing else of it."""
+
+    def __setstate__(self, state: Any) -> None:
+        held = state.get("_parameters") if isinstance(state, dict) else None
+        self.update((k, v) for k, v in (held if isinstance(held, dict) else {}).items() if isinstance(v, Tensor))
+
+
+PARAMETERS = [(Parameters, "torch.nn.modules.container.ParameterDict")]  # for torch.serialization.safe_globals
+
+
 def load_tensors(path: str | Path) -> Any:
     """Read a file of torch ≥ 1.6 (a zip archive), its tensors memory-mapped.
 
     Returns:
-        What was saved; whatever is no tensor, number, string or container is a `Stub`.
+        What was saved; whatever is no tensor, number, string or container is a `Stub`, a ParameterDict `Parameters`.
 
     Raises:
         Exception: of many kinds, if the file is damaged or of another format.
@@ -81,15 +92,51 @@ def load_tensors(path: str | Path) -> Any:
             return reader.load()
 
 
+def load_old(path: str | Path) -> Any:
+    """The same for a file as torch < 1.6 wrote it: five pickles, then the bytes of the storages.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> torch.save({"a": torch.ones(2)}, f"{folder.name}/x.pt", _use_new_zipfile_serialization=False)
+    >>> load_old(f"{folder.name}/x.pt")
+    {'a': tensor([1., 1.])}
+    """
+    storages: dict[str, tuple[torch.UntypedStorage, torch.dtype]] = {}
+    size = Path(path).stat().st_size
+
+    def storage(saved: tuple) -> Any:
+        if saved[0] == "module":                                             # a class, with its source text
+            return saved[1]
+        _, dtype, key, _, n, view = saved
+        if view is not None or n * dtype.itemsize > size:
+            raise pickle.UnpicklingError(f"storage {key} is a view or longer than the file")
+        return storages.setdefault(key, (torch.UntypedStorage(n * dtype.itemsize), dtype))
+
+    with open(path, "rb") as file:
+        if _Unpickler(file).load() != torch.serialization.MAGIC_NUMBER:
+            raise pickle.UnpicklingError("not a file of torch.save")
+        _version, _system = (_Unpickler(file).load() for _ in range(2))
+        reader = _Unpickler(file)
+        reader.persistent_load = storage
+        content = reader.load()
+        for key in _Unpickler(file).load():
+            data, _ = storages[key]
+            file.seek(8, 1)                                                  # the number of its elements
+            data.copy_(torch.frombuffer(bytearray(file.read(len(data))), dtype=torch.uint8).untyped_storage())
+    return content
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         # made anew for each use: a pickle may set attributes of what it is given
         known = {("collections", "OrderedDict"): OrderedDict,
+                 ("torch.nn.modules.container", "ParameterDict"): type("Parameters", (Parameters,), {}),
                  ("torch._utils", "_rebuild_tensor"): lambda *args: _tensor(*args),
                  ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
-                 ("torch._utils", "_rebuild_parameter"): lambda data, *_: data}
+                 ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+                 ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data}
         return known.get((module, name)) or type(name, (Stub,), {})
 
 
