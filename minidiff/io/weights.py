@@ -320,9 +320,9 @@ def _inner(content: Any, path: Path) -> Any:
     return content
 
 
-def _holds(content: dict) -> bool:
+def _holds(content: dict, depth: int = 4) -> bool:
     """Whether tensors are in a dictionary by their names, or deeper."""
-    return any(isinstance(k, str) and (isinstance(v, Tensor) or isinstance(v, dict) and _holds(v))
+    return any(isinstance(k, str) and (isinstance(v, Tensor) or depth and isinstance(v, dict) and _holds(v, depth - 1))
                for k, v in content.items() if k not in TRAINER)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minidiff.io import checkpoint
-from minidiff.io.weights import State, load_state, load_strict, read_json, save_state, write_atomic
+from minidiff.io.weights import State, load_state, load_strict, read_json, read_notes, save_state, write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Net(nn.Module):
             values = read_json(Path(source) / "config.json")
             return cls.from_state(values, load_state(source, cls.stem, variant), source, device=device, dtype=dtype)
         state = load_state(source)
-        values = checkpoint.values(cls.part, config, state, source)
+        values = checkpoint.values(cls.part, config, state, source, read_notes(source))
         return cls.from_state(values, checkpoint.part(state, cls.part)[0], source, device=device, dtype=dtype)
 
     @classmethod
