@@ -79,12 +79,12 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
         control_image = io.open_image(control_image)
     pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config, prediction_type=prediction_type)
     if init_image is not None:
-        settings["image"] = io.fit(init_image, pipe.size)
+        settings["image"] = io.fit(init_image, *pipe.sides)
     if mask is not None:
-        settings["mask"] = io.fit(mask, pipe.size)
+        settings["mask"] = io.fit(mask, *pipe.sides)
     if control_image is not None:
         settings |= {"controlnet": ControlNet.from_pretrained(controlnet, device=pipe.device),
-                     "control_image": io.fit(control_image, pipe.size)}
+                     "control_image": io.fit(control_image, *pipe.sides)}
     for path, scale in map(_scaled, lora):
         pipe.load_lora(path, scale)
     copies = [_large(path) for path in targets] if pipe.size < SMALL else []

@@ -58,7 +58,7 @@ class StableDiffusion:
             if own != given:
                 raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
         self.schedule = Discrete.from_config(self.scheduler)
-        kind = self.scheduler.get("prediction_type", "epsilon")
+        kind = self.scheduler.get("prediction_type") or "epsilon"
         if kind not in KINDS:
             raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(KINDS)}")
         self.kind = KINDS[kind]
@@ -137,9 +137,15 @@ class StableDiffusion:
         return self.worker or next(self.unet.parameters()).device
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model was trained on."""
+        height, width = self.unet.config.sides
+        return height * self.vae.factor, width * self.vae.factor
+
+    @property
     def size(self) -> int:
-        """Side in pixels of the pictures that the model was trained on."""
-        return self.unet.config.sample_size * self.vae.factor
+        """The longer of its `sides`."""
+        return max(self.sides)
 
     @property
     def spreads(self) -> bool:

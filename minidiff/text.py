@@ -333,7 +333,8 @@ def _stated(folder: Path) -> dict[str, Any]:
     for file in filter(Path.is_file, files):
         found |= {k: v.get("content") if isinstance(v, dict) and k.endswith("_token") else v
                   for k, v in read_json(file).items() if v}
-    for name, known in (("bos_token", BOS), ("eos_token", EOS), ("padding_side", "right"), ("truncation_side", "right")):
+    right = {"padding_side": "right", "truncation_side": "right"}
+    for name, known in {"bos_token": BOS, "eos_token": EOS, **right}.items():
         if found.get(name, known) != known:
             raise ValueError(f"the tokenizer in {folder} has {name} = {found[name]!r}; supported is {known!r}")
     length = found.get("model_max_length", LENGTH)
@@ -357,7 +358,7 @@ def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
         listed += [(token, i, {}) for token, i in content["added_tokens.json"].items()]
         for token, i, flags in sorted(listed, key=lambda each: each[1]):
             if tokenizer.token_to_id(token) is None:
-                flags = {k: flags[k] for k in ("lstrip", "rstrip", "single_word", "normalized", "special") if k in flags}
+                flags = {k: v for k, v in flags.items() if k in ("lstrip", "rstrip", "single_word", "normalized")}
                 tokenizer.add_tokens([AddedToken(token, **flags)])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"the added tokens of the tokenizer in {folder} are garbled: {error!r}") from error

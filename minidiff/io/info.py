@@ -97,7 +97,8 @@ def _checkpoint(state: State, notes: dict[str, Any]) -> dict[str, Any]:
     title = "Stable Diffusion" if name is None else TITLES[name.split("-")[0]]
     inpaints = "input_blocks.0.0.weight" in unet and unet["input_blocks.0.0.weight"].shape[1] == 9
     # the tensors of a file of Stable Diffusion 2 do not tell which of two it is
-    usual, said = None if name in ("sd2", None) else FAMILIES[name]["scheduler"]["prediction_type"], predicts(state, notes)
+    usual = None if name in ("sd2", None) else FAMILIES[name]["scheduler"]["prediction_type"]
+    said = predicts(state, notes)
     return {"family": f"{title}{' inpainting' if inpaints else ''}, single file", "parts": found,
             "prediction_type": said.get("prediction_type", usual),
             "zero_terminal_snr": said.get("rescale_betas_zero_snr", False)}
@@ -115,7 +116,8 @@ def _folder(folder: Path) -> dict[str, Any]:
         result["family"] = title + latent + (" inpainting" if inputs > config.get("out_channels", 4) else "")
     if "scheduler" in names:
         config = read_json(folder / "scheduler" / "scheduler_config.json")
-        result |= {"scheduler": named(index, "scheduler"), "prediction_type": config.get("prediction_type") or "epsilon",
+        result |= {"scheduler": named(index, "scheduler"),
+                   "prediction_type": config.get("prediction_type") or "epsilon",
                    "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr"))}
     return result
 

@@ -84,8 +84,8 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
         headers: of safetensors files only read the headers, and give tensors on the meta device.
 
     Returns:
-        {name: CPU tensor}, in the dtype of the file. Of a pickle with one dictionary of tensors in others ("state_dict",
-        "model" …) that one; without the prefix that DataParallel or torch.compile gives to all names.
+        {name: CPU tensor}, in the dtype of the file. Of a pickle with one dictionary of tensors in others
+        ("state_dict", "model" …) that one; without the prefix that DataParallel or torch.compile gives to all names.
 
     Raises:
         FileNotFoundError: nothing of that name; the message says what was looked for, and what is there.
@@ -146,7 +146,8 @@ def read_notes(path: str | Path) -> dict[str, Any]:
     """
     if Path(path).suffix != ".safetensors":
         content = read_object(path)
-        return {k: v for k, v in content.items() if isinstance(v, (str, int, float))} if isinstance(content, dict) else {}
+        items = content.items() if isinstance(content, dict) else ()
+        return {k: v for k, v in items if isinstance(v, (str, int, float))}
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
