@@ -146,7 +146,7 @@ def configs(config: str | Path | None, state: State, source: str | Path,
     seems, said = family(state), predicts(state, notes or {})
     if config is not None and config not in FAMILIES:
         found = _folder(Path(config))
-        return {**found, "scheduler": {**found["scheduler"], **said}} if "scheduler" in found else found
+        return {**found, "scheduler": {**found["scheduler"], **said}}
     name = config or ("sd2-base" if seems == "sd2" and said.get("prediction_type") == "epsilon" else seems)
     if name is None:
         raise ValueError(f"{source} is of no family that minidiff knows ({', '.join(FAMILIES)}); give config=, the "
@@ -241,4 +241,8 @@ def _folder(folder: Path) -> dict[str, dict]:
     index: dict[str, Any] = read_json(folder / "model_index.json")
     files = {"scheduler": "scheduler_config.json"}
     names = [name for name in (*PARTS, "scheduler") if named(index, name)]
-    return {name: read_json(folder / name / files.get(name, "config.json")) for name in names}
+    if missing := [name for name in ("unet", "vae", "text_encoder", "scheduler") if name not in names]:
+        raise ValueError(f"config is {str(folder)!r}, whose model_index.json names no {', '.join(missing)}")
+    found = {name: read_json(folder / name / files.get(name, "config.json")) for name in names}
+    found["scheduler"]["_class_name"] = named(index, "scheduler")
+    return found

@@ -110,10 +110,11 @@ def _folder(folder: Path) -> dict[str, Any]:
     result["parts"] = {name: _network(folder / name) for name in names if (folder / name / "config.json").is_file()}
     if "unet" in names:
         config = read_json(folder / "unet" / "config.json")
-        width, inputs = config.get("cross_attention_dim", 1280), config.get("in_channels", 4)
-        title = TITLES.get(WIDTHS.get(width), f"{index.get('_class_name')} of its own size (context of {width})")
+        width = config.get("cross_attention_dim", 1280)
+        title = TITLES.get(WIDTHS.get(width if isinstance(width, int) else None), f"{index.get('_class_name')} of its own size (context of {width})")
         latent = " LCM" if config.get("time_cond_proj_dim") else ""
-        result["family"] = title + latent + (" inpainting" if inputs > config.get("out_channels", 4) else "")
+        inpaints = config.get("in_channels", 4) == 2 * config.get("out_channels", 4) + 1
+        result["family"] = title + latent + (" inpainting" if inpaints else "")
     if "scheduler" in names:
         config = read_json(folder / "scheduler" / "scheduler_config.json")
         result |= {"scheduler": named(index, "scheduler"),
@@ -124,7 +125,8 @@ def _folder(folder: Path) -> dict[str, Any]:
 
 def _network(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
-    what = config.get("_class_name") or (config.get("architectures") or ["unknown"])[0]
+    named = config.get("_class_name") or config.get("architectures") or "unknown"
+    what = named if isinstance(named, str) else str(named[0])
     return {"class": what, **count(_weights(folder))}
 
 

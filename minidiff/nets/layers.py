@@ -286,7 +286,7 @@ def _typed(value: Any, hint: Any) -> Any:
 
 def _said(hint: Any) -> str:
     """A field's type for a reader of JSON."""
-    names = {int: "a whole number, not negative", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    names = {int: "a whole number from 0 on", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
     if isinstance(hint, UnionType):
         return " or ".join(map(_said, get_args(hint)))
     if get_origin(hint) is tuple:
