@@ -55,10 +55,10 @@ def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, lis
     else:
         raise ValueError(f"{path} is no textual inversion: it should hold one word with its vectors, "
                          "string_to_param, or clip_l and clip_g")
-    parts = [torch.atleast_2d(part.detach().float()) if part.is_floating_point() else part for part in parts]
-    if not all(part.is_floating_point() and part.ndim == 2 and part.numel() and part.isfinite().all()
+    if not all(part.is_floating_point() and part.ndim in (1, 2) and part.numel() and part.float().isfinite().all()
                for part in parts):
         raise ValueError(f"{path} is no textual inversion: that is a tensor (vectors, width) of finite numbers")
+    parts = [torch.atleast_2d(part.detach().float()) for part in parts]
     if len({len(part) for part in parts}) > 1:
         raise ValueError(f"{path} is no textual inversion: clip_l has {len(parts[0])} vectors and clip_g "
                          f"{len(parts[1])}; they need as many")

@@ -111,7 +111,8 @@ def _folder(folder: Path) -> dict[str, Any]:
     if "unet" in names:
         config = read_json(folder / "unet" / "config.json")
         width = config.get("cross_attention_dim", 1280)
-        title = TITLES.get(WIDTHS.get(width if isinstance(width, int) else None), f"{index.get('_class_name')} of its own size (context of {width})")
+        known = WIDTHS.get(width) if isinstance(width, int) else None
+        title = TITLES.get(known, f"{index.get('_class_name')} of its own size (context of {width})")
         latent = " LCM" if config.get("time_cond_proj_dim") else ""
         inpaints = config.get("in_channels", 4) == 2 * config.get("out_channels", 4) + 1
         result["family"] = title + latent + (" inpainting" if inpaints else "")

@@ -113,7 +113,7 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
     found = sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
     raise FileNotFoundError(
         f"looked for {stem}{tag}.safetensors or {pickled}{tag}.bin in {source}: "
-        + (f"there is only {', '.join(found)}" + _variant_hint(found, (stem, pickled), variant) if found
+        + (f"there is only {', '.join(found)}" + _variant_hint(source, (stem, pickled), variant) if found
            else "it holds no weights"))
 
 
@@ -377,11 +377,13 @@ def _diagnosis(path: Path) -> str | None:
     return None
 
 
-def _variant_hint(found: list[str], stems: tuple[str, str], variant: str | None) -> str:
-    """Which variant would find something; for whole shards of one, their index would be needed too."""
-    files = [match for name in found if (match := re.fullmatch(r"([^.]+)(?:\.([^.-]+))?\.\w+", name))]
-    tags = sorted({match[2] or "" for match in files if match[1] in stems} - {variant or ""})
-    return f"; variant={tags[0] or None!r} would take it" if tags else ""
+def _variant_hint(folder: Path, stems: tuple[str, str], variant: str | None) -> str:
+    """Which variant would find a file, or an index of shards."""
+    name = re.compile(r"([^.]+)(?:\.(?P<file>[^.-]+))?\.(?:safetensors|bin)"
+                      r"(?P<index>\.index(?:\.(?P<tag>[^.]+))?\.json)?")
+    files = [match for path in folder.iterdir() if (match := name.fullmatch(path.name)) and match[1] in stems]
+    tags = {match["tag" if match["index"] else "file"] or "" for match in files} - {variant or ""}
+    return f"; variant={min(tags) or None!r} would take it" if tags else ""
 
 
 def _first_ten(names) -> str:
