@@ -58,7 +58,10 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     from minidiff.pipeline import StableDiffusion
     from minidiff.settings import Settings
     from minidiff.teach.film import check_suffix, frame, thin, write_film
+    from minidiff.text import checked
 
+    for text in (prompt, negative_prompt or ""):
+        checked(text)
     settings = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "strength": strength,
                 "negative_prompt": negative_prompt}
     Settings(seed=seed, num_images=num_images, **settings)

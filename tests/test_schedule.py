@@ -117,7 +117,8 @@ def test_edm_has_alpha_one_and_t_a_quarter_of_log_sigma():
 
 @pytest.mark.parametrize("config", [
     {"num_train_timesteps": "1000"}, {"num_train_timesteps": 0}, {"num_train_timesteps": 9.5},
-    {"num_train_timesteps": [9]}, {"num_train_timesteps": True}, {"beta_start": "0.00085"}, {"beta_end": 0}, {"beta_end": math.nan},
+    {"num_train_timesteps": [9]}, {"num_train_timesteps": True},
+    {"beta_start": "0.00085"}, {"beta_end": 0}, {"beta_end": math.nan},
     {"beta_schedule": ["linear"]}, {"trained_betas": 0.1}, {"trained_betas": ["0.1", "0.2"]}, {"trained_betas": []},
     {"prediction_type": 3}, {"rescale_betas_zero_snr": "false"}, {"steps_offset": -1}, {"clip_sample_range": "1"},
     {"timestep_spacing": ["leading"]}, {"set_alpha_to_one": "no"}, {"original_inference_steps": 0}])

@@ -138,7 +138,8 @@ def test_special_tokens_that_are_not_clips_are_named(folder, tmp_path, special, 
 
 
 @pytest.mark.parametrize("config", [{"model_max_length": None}, {"model_max_length": 10**30},
-                                    {"model_max_length": 1e30}, {"model_max_length": 77.0}, {"pad_token": None}, {"do_lower_case": False}])
+                                    {"model_max_length": 1e30}, {"model_max_length": 77.0},
+                                    {"pad_token": None}, {"do_lower_case": False}])
 def test_what_means_nothing_else_is_accepted(folder, tokenizer, tmp_path, config):
     """As in transformers, whose CLIP lowers the case whatever the config says."""
     found = load_tokenizer(changed(folder, tmp_path, tokenizer_config=config))
