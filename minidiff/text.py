@@ -4,22 +4,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from minidiff.io.checkpoint import named
+from minidiff.io.tokens import BOS, EOS, LENGTH, OPEN, add_tokens, stated_tokens
 from minidiff.io.weights import read_json, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-LENGTH = 77  # tokens of a prompt, start and end included
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters: a word's own name that is added later, in no prompt
-UNSAID = 10**6  # larger lengths mean in transformers' files that nobody said it
 # the special tokens, English contractions, runs of letters, single digits, runs of anything else
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -181,7 +178,7 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     whole = folder / "tokenizer.json"
     if not whole.is_file() and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         raise FileNotFoundError(f"there is neither vocab.json and merges.txt nor tokenizer.json in {folder}")
-    stated = _stated(folder)
+    stated = stated_tokens(folder)
     try:
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             lines = (folder / "merges.txt").read_text(encoding="utf-8-sig").splitlines()
@@ -191,7 +188,7 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
             tokenizer = Tokenizer.from_file(str(whole))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"the tokenizer in {folder} is garbled: {error}") from error
-    _add_tokens(tokenizer, folder)
+    add_tokens(tokenizer, folder)
     bos, eos = BOS, EOS
     pad = pad or stated["pad_token"] or (tokenizer.padding or {}).get("pad_token") or EOS
     ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
@@ -324,44 +321,3 @@ def _byte_symbols() -> list[str]:
     """The printable character that stands for each byte (GPT-2's table): itself, or one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
-
-
-def _stated(folder: Path) -> dict[str, Any]:
-    """What the folder says of the tokens; special_tokens_map.json goes first: Stable Diffusion 2 pads with "!"."""
-    files = [folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    found: dict[str, Any] = {"pad_token": None}
-    for file in filter(Path.is_file, files):
-        found |= {k: v.get("content") if isinstance(v, dict) and k.endswith("_token") else v
-                  for k, v in read_json(file).items() if v}
-    right = {"padding_side": "right", "truncation_side": "right"}
-    for name, known in {"bos_token": BOS, "eos_token": EOS, **right}.items():
-        if found.get(name, known) != known:
-            raise ValueError(f"the tokenizer in {folder} has {name} = {found[name]!r}; supported is {known!r}")
-    length = found.get("model_max_length", LENGTH)
-    if length != LENGTH and not (isinstance(length, (int, float)) and length > UNSAID):
-        raise ValueError(f"the tokenizer in {folder} has model_max_length = {length!r}; supported is {LENGTH}")
-    if not isinstance(found["pad_token"], str | None):
-        raise ValueError(f"the tokenizer in {folder} has pad_token = {found['pad_token']!r}; it should be a text")
-    return found
-
-
-def _add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """The tokens that were added to the vocabulary, such as the words of a textual inversion, where files name them."""
-    from tokenizers import AddedToken
-
-    content = {name: read_json(folder / name) if (folder / name).is_file() else {}
-               for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")}
-    try:
-        listed = [(each["content"], each["id"], each) for each in content["tokenizer.json"].get("added_tokens") or []]
-        decoder = content["tokenizer_config.json"].get("added_tokens_decoder") or {}
-        listed += [(each["content"], int(i), each) for i, each in decoder.items()]
-        listed += [(token, i, {}) for token, i in content["added_tokens.json"].items()]
-        for token, i, flags in sorted(listed, key=lambda each: each[1]):
-            if tokenizer.token_to_id(token) is None:
-                flags = {k: v for k, v in flags.items() if k in ("lstrip", "rstrip", "single_word", "normalized")}
-                tokenizer.add_tokens([AddedToken(token, **flags)])
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"the added tokens of the tokenizer in {folder} are garbled: {error!r}") from error
-    if moved := [token for token, i, _ in listed if tokenizer.token_to_id(token) != i]:
-        raise ValueError(f"the tokenizer in {folder} adds {moved[0]!r} with an id that is not the next one of its "
-                         "vocabulary")

@@ -237,7 +237,8 @@ def test_a_parameter_dict_is_read_and_nothing_in_it_runs(tmp_path, old, legacy):
 
 
 def test_an_old_file_that_lies_about_its_storages_is_garbled(tmp_path):
-    torch.save({"a": torch.zeros(3), "b": os.system}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    torch.save({"a": torch.zeros(3), "none": torch.zeros(0), "b": os.system}, tmp_path / "x.pt",
+               _use_new_zipfile_serialization=False)
     whole = (tmp_path / "x.pt").read_bytes()
     assert torch.equal(read_object(tmp_path / "x.pt")["a"], torch.zeros(3))
     (tmp_path / "x.pt").write_bytes(whole[:-5])
@@ -280,7 +281,7 @@ def test_a_missing_variant_is_only_advised_where_it_exists(tmp_path):
         save_file(STATE, folder / name)
         with pytest.raises(FileNotFoundError) as error:
             load_state(folder)
-        assert str(error.value).endswith(f"; variant={advice} would take it" if advice else name)
+        assert str(error.value).endswith(f"; variant={advice} would take it, in Python" if advice else name)
     (folder / f"{STEM}.safetensors.index.fp16.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="; variant='fp16' would take it"):
         load_state(folder)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minidiff.io.tokens import CLOSE, OPEN
 from minidiff.io.weights import load_state, read_object
-from minidiff.text import CLOSE, OPEN, checked
+from minidiff.text import checked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -19,6 +19,8 @@ STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
+TRAINER = {"epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers",
+           "loops", "hyper_parameters", "hparams_name", "native_amp_scaling_state"}  # what Lightning saves besides
 
 
 class Stub:
@@ -122,7 +124,29 @@ def load_old(path: str | Path) -> Any:
         for key in _Unpickler(file).load():
             data, _ = storages[key]
             file.seek(8, 1)                                                  # the number of its elements
-            data.copy_(torch.frombuffer(bytearray(file.read(len(data))), dtype=torch.uint8).untyped_storage())
+            if len(data):
+                data.copy_(torch.frombuffer(bytearray(file.read(len(data))), dtype=torch.uint8).untyped_storage())
+    return content
+
+
+def inner(content: Any, path: Path) -> Any:
+    """Of dictionaries in a dictionary the one that holds tensors, as trainers save it beside their own state.
+
+    Raises:
+        ValueError: there are several, and none is called state_dict. path: of the file, for the message.
+
+    >>> inner({"model": {"a": torch.ones(1)}, "epoch": 3}, Path("x.ckpt"))
+    {'a': tensor([1.])}
+    """
+    while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
+        found = {k: v for k, v in content.items()
+                 if isinstance(k, str) and k not in TRAINER and isinstance(v, dict) and _holds(v)}
+        if len(found) > 1 and "state_dict" not in found:
+            raise ValueError(f"{path} holds several dictionaries of tensors: {', '.join(sorted(found)[:10])}; save the "
+                             "one to use in a file of its own")
+        if not found:
+            break
+        content = found.get("state_dict") or next(iter(found.values()))
     return content
 
 
@@ -143,3 +167,9 @@ class _Unpickler(pickle.Unpickler):
 def _tensor(stored: tuple, start: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
     data, dtype = stored
     return torch.empty(0, dtype=dtype).set_(data, start, shape, strides)   # beyond the storage's end is an error
+
+
+def _holds(content: dict, depth: int = 4) -> bool:
+    """Whether tensors are in a dictionary by their names, or deeper."""
+    return any(isinstance(k, str) and (isinstance(v, Tensor) or depth and isinstance(v, dict) and _holds(v, depth - 1))
+               for k, v in content.items() if k not in TRAINER)

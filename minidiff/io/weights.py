@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from minidiff.io.unpickle import PARAMETERS, Stub, load_old, load_tensors
+from minidiff.io.unpickle import PARAMETERS, TRAINER, Stub, inner, load_old, load_tensors
 
 State = dict[str, Tensor]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -26,8 +26,6 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 ZIP = b"PK\x03\x04"
 CHECKED = 2**28  # bytes up to which loading looks for NaN: a tenth of a second
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
-TRAINER = {"epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers",
-           "loops", "hyper_parameters", "hparams_name", "native_amp_scaling_state"}  # what Lightning saves besides
 
 
 def weights_dir() -> Path:
@@ -291,7 +289,7 @@ def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _read(path: Path, headers: bool = False) -> State:
-    content = _inner(read_object(path, headers), path)
+    content = inner(read_object(path, headers), path)
     if isinstance(content, dict):
         # such as a LoRA's alpha
         content = {k: torch.tensor(v) if isinstance(v, (int, float)) and "." in str(k) else v
@@ -306,25 +304,6 @@ def _read(path: Path, headers: bool = False) -> State:
     while prefix := next((p for p in WRAPPERS if content and all(k.startswith(p) for k in content)), None):
         content = {k.removeprefix(prefix): v for k, v in content.items()}
     return content
-
-
-def _inner(content: Any, path: Path) -> Any:
-    """Of dictionaries in a dictionary the one that holds tensors, as trainers save it beside their own state."""
-    while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
-        inner = {k: v for k, v in content.items() if isinstance(v, dict) and k not in TRAINER and _holds(v)}
-        if len(inner) > 1 and "state_dict" not in inner:
-            raise ValueError(f"{path} holds several dictionaries of tensors: {_first_ten(map(str, inner))}; save the "
-                             "one to use in a file of its own")
-        if not inner:
-            break
-        content = inner.get("state_dict") or next(iter(inner.values()))
-    return content
-
-
-def _holds(content: dict, depth: int = 4) -> bool:
-    """Whether tensors are in a dictionary by their names, or deeper."""
-    return any(isinstance(k, str) and (isinstance(v, Tensor) or depth and isinstance(v, dict) and _holds(v, depth - 1))
-               for k, v in content.items() if k not in TRAINER)
 
 
 def _odd(content: Any) -> str:
@@ -383,7 +362,7 @@ def _variant_hint(folder: Path, stems: tuple[str, str], variant: str | None) -> 
                       r"(?P<index>\.index(?:\.(?P<tag>[^.]+))?\.json)?")
     files = [match for path in folder.iterdir() if (match := name.fullmatch(path.name)) and match[1] in stems]
     tags = {match["tag" if match["index"] else "file"] or "" for match in files} - {variant or ""}
-    return f"; variant={min(tags) or None!r} would take it" if tags else ""
+    return f"; variant={min(tags) or None!r} would take it, in Python" if tags else ""
 
 
 def _first_ten(names) -> str:
