@@ -56,7 +56,7 @@ def bench(model: str | Path = "mini-sd", *, tokenizer: str | Path | None = None,
     else:
         pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config, device=device, dtype=kind)
         unet, factor = pipe.unet, pipe.vae.factor
-    size = size or unet.config.sample_size * factor
+    size = size or max(unet.config.sides) * factor
     inputs = _inputs(unet.config, 2 * batch, size // factor, device, kind)
     sides, seconds = [lambda: unet(*inputs[:3], vec=inputs[3])], None
     draw = sides[0] if pipe is None else lambda: pipe(PROMPT, steps=steps, num_images=batch, height=size, width=size,

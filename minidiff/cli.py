@@ -22,7 +22,7 @@ BATCH = 16  # pictures drawn at once
 
 
 def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | None = None,
-             config: str | None = None, steps: int = 25, sampler: str | None = None,
+             config: str | None = None, prediction_type: str | None = None, steps: int = 25, sampler: str | None = None,
              guidance_scale: float = 7.5, seed: int = 0, num_images: int = 1, negative_prompt: str | None = None,
              init_image: str | Path | None = None, strength: float | None = None,
              mask: str | Path | None = None, lora: Sequence[str] = (),
@@ -32,7 +32,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
 
     Args:
         prompt … num_images, negative_prompt: see `minidiff.settings.Settings`.
-        model, tokenizer, config: see `StableDiffusion.from_pretrained`.
+        model, tokenizer, config, prediction_type: see `StableDiffusion.from_pretrained`.
         init_image: a picture file to start from, on white where it is transparent, cut and resized to the model's
             size; see `strength`.
         mask: a picture file of the same proportions, cut and resized likewise: repaint init_image only where it is
@@ -61,7 +61,10 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     from minidiff.pipeline import StableDiffusion
     from minidiff.settings import Settings
     from minidiff.teach.film import check_suffix, frame, thin, write_film
+    from minidiff.text import checked
 
+    for text in (prompt, negative_prompt or ""):
+        checked(text)
     settings = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "strength": strength,
                 "negative_prompt": negative_prompt}
     Settings(seed=seed, num_images=num_images, **settings)
@@ -83,14 +86,14 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
                              f"{init_image.height}: give a mask of the same proportions, or it is cut elsewhere")
     if control_image is not None:
         control_image = io.open_image(control_image)
-    pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config)
+    pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config, prediction_type=prediction_type)
     if init_image is not None:
-        settings["image"] = io.fit(init_image, pipe.size)
+        settings["image"] = io.fit(init_image, *pipe.sides)
     if mask is not None:
-        settings["mask"] = io.fit(mask, pipe.size)
+        settings["mask"] = io.fit(mask, *pipe.sides)
     if control_image is not None:
         settings |= {"controlnet": ControlNet.from_pretrained(controlnet, device=pipe.device),
-                     "control_image": io.fit(control_image, pipe.size)}
+                     "control_image": io.fit(control_image, *pipe.sides)}
     for path, scale in map(_scaled, lora):
         pipe.load_lora(path, scale)
     copies = [_large(path) for path in targets] if pipe.size < SMALL else []
@@ -254,6 +257,8 @@ def _parser() -> argparse.ArgumentParser:
                    help="mini-sd, which ships with minidiff (default), a model's folder, or its single file")
     p.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of a single file, which carries none")
     p.add_argument("--config", metavar="NAME", help="its family: sd1, sd2-base, sd2, sdxl, or a folder of its shape")
+    p.add_argument("--prediction-type", metavar="NAME",
+                   help="what the model predicts, if its file does not say it: epsilon, v_prediction or sample")
     p.add_argument("--steps", type=int, default=25, help="steps from noise to picture, 1 to 1000 (default 25)")
     p.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: the model's own")
     p.add_argument("--guidance-scale", type=float, default=7.5, metavar="X",
@@ -354,7 +359,8 @@ def _info(path: str, as_json: bool) -> None:
         print(json.dumps(found, indent=2))
         return
     print(f"{found['path']}\n{found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
-    known = {"predicts": found["prediction_type"], "scheduler": found["scheduler"]}
+    known = {"predicts": found["prediction_type"], "scheduler": found["scheduler"],
+             "with": "zero terminal SNR" if found["zero_terminal_snr"] else None}
     if any(known.values()):
         print(", ".join(f"{name} {value}" for name, value in known.items() if value))
     for name, part in found["parts"].items():

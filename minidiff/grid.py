@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from minidiff.schedule import SD, Discrete, Flow, Level, amplitudes, interpolate
+from minidiff.schedule import SD, Discrete, Flow, Level, amplitudes, checked, interpolate
 
 # How each diffusers class makes its list of times: spacing where the config has none, coordinates, and the options that
 # it takes besides COMMON; like diffusers, we ignore the options of other classes
@@ -225,7 +225,7 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     >>> [level.t for level in from_diffusers(config, 2, Discrete.from_config(config))]
     [999.0, 499.0, 0.0]
     """
-    name = config.get("_class_name")
+    config, name = checked(config), config.get("_class_name")
     if name not in CLASSES:
         raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(CLASSES)}")
     spacing, coordinates, known = CLASSES[name]
@@ -233,8 +233,9 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     for key in REFUSED:
         if get(key):
             raise ValueError(f"{name} with {key} is not supported")
-    if get("interpolation_type", "linear") != "linear":
-        raise ValueError(f"interpolation_type {get('interpolation_type')!r} is not supported; supported is linear")
+    for key, values in (("interpolation_type", ("linear",)), ("final_sigmas_type", ("zero", "sigma_min"))):
+        if get(key, values[0]) not in values:
+            raise ValueError(f"{key} {get(key)!r} is not supported; supported is {' or '.join(values)}")
     spacing, dpm = get("timestep_spacing") or spacing, name in DPM
     if name == "LCMScheduler":
         ts = distilled(n, schedule.T, get("original_inference_steps", 50))

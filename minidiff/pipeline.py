@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minidiff.grid import Step
 from minidiff.io import models
-from minidiff.io.embeddings import add_word, load_embedding
+from minidiff.io.embeddings import add_word, check_word, load_embedding
 from minidiff.io.hub import find
 from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import Loras, load_lora
@@ -58,7 +58,7 @@ class StableDiffusion:
             if own != given:
                 raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
         self.schedule = Discrete.from_config(self.scheduler)
-        kind = self.scheduler.get("prediction_type", "epsilon")
+        kind = self.scheduler.get("prediction_type") or "epsilon"
         if kind not in KINDS:
             raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(KINDS)}")
         self.kind = KINDS[kind]
@@ -70,7 +70,7 @@ class StableDiffusion:
     def from_pretrained(cls, source: str | Path, *, tokenizer: str | Path | None = None,
                         config: str | Path | None = None, variant: str | None = None, ema: bool = False,
                         device: str | torch.device | None = None, dtype: torch.dtype | None = None,
-                        download: bool = False) -> StableDiffusion:
+                        download: bool = False, prediction_type: str | None = None) -> StableDiffusion:
         """Load a model.
 
         Args:
@@ -78,20 +78,25 @@ class StableDiffusion:
                 .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
             tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none.
             config: of a single file: "sd1", "sd2-base", "sd2", "sdxl", or a folder in diffusers' layout of the same
-                shape; None: as its weights tell. They cannot tell "sd2-base" from "sd2", which is then assumed.
-            variant: tag of a folder's weight files, such as "fp16".
+                shape; None: as its weights tell. They cannot tell "sd2-base" from "sd2", which is then assumed unless
+                its metadata says something else.
+            variant: tag of a folder's weight files, such as "fp16"; a part that has none of that tag is read without.
             ema: of a single file that has both, the running average of the U-Net's weights.
             device: None: cuda, else mps, else cpu.
             dtype: of the weights and the networks' arithmetic; None: float32. In float16 the VAE stays float32.
             download: fetch what the cache lacks of a repository; without it the network is never used.
+            prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample"; None: what the model says.
 
         Raises:
             FileNotFoundError: there is no such model, or a part of it is missing.
             ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
             ImportError: download without huggingface_hub.
         """
+        if prediction_type is not None and prediction_type not in KINDS:
+            raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(KINDS)}")
         parts = models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
-                            ema=ema, device=find_device(device), dtype=dtype, vae_dtype=vae_dtype(dtype))
+                            ema=ema, device=find_device(device), dtype=dtype, vae_dtype=vae_dtype(dtype),
+                            prediction_type=prediction_type)
         return cls(*parts)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
@@ -132,9 +137,15 @@ class StableDiffusion:
         return self.worker or next(self.unet.parameters()).device
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model was trained on."""
+        height, width = self.unet.config.sides
+        return height * self.vae.factor, width * self.vae.factor
+
+    @property
     def size(self) -> int:
-        """Side in pixels of the pictures that the model was trained on."""
-        return self.unet.config.sample_size * self.vae.factor
+        """The longer of its `sides`."""
+        return max(self.sides)
 
     @property
     def spreads(self) -> bool:
@@ -270,8 +281,10 @@ class StableDiffusion:
         if len(parts) != len(self.text.encoders):
             raise ValueError(f"{path} was made for {len(parts)} text encoder(s); this model has "
                              f"{len(self.text.encoders)}")
-        for tokenizer, encoder, vectors in zip(self.text.tokenizers, self.text.encoders, parts):
-            add_word(tokenizer, encoder, word, vectors)
+        places = list(zip(self.text.tokenizers, self.text.encoders, parts))
+        for teach in (check_word, add_word):                                 # to all encoders, or to none
+            for tokenizer, encoder, vectors in places:
+                teach(tokenizer, encoder, word, vectors)
         return word
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -32,7 +32,7 @@ class Model(Protocol):
         scheduler, schedule, kind: its `scheduler_config.json`, the noise levels, and what the U-Net predicts.
         zeros: whether no negative prompt means zeros, not "". compiled: whether the networks are.
         worker: where the networks are moved to work; None: they stay where they are, on `device`.
-        size: side of the pictures that it was trained on. spreads: see `minidiff.conditions.plan`.
+        sides: of the pictures that it was trained on. spreads: see `minidiff.conditions.plan`.
     """
 
     text: Text
@@ -45,7 +45,7 @@ class Model(Protocol):
     compiled: bool
     worker: torch.device | None
     device: torch.device
-    size: int
+    sides: tuple[int, int]
     spreads: bool
 
 
@@ -179,10 +179,13 @@ def _net(model: Model, controls: list[tuple], more: Tensor | None, copies: int) 
 
 def _sides(model: Model, s: Settings) -> tuple[int, int]:
     """Height and width of what is drawn from noise: as given, or the control image's, or the model's own."""
-    own = (model.size, model.size)
+    if s.height and s.width:
+        return s.height, s.width
     if s.controls:
         _, picture, *_ = s.controls[0]
         own = to_tensor(picture, s.height, s.width, model.vae.factor).shape[-2:]
+    else:
+        own = model.sides
     return s.height or own[0], s.width or own[1]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minidiff.grid import Grid, Step
 from minidiff.multistep import dpmpp_2m, lms, plms, unipc
+from minidiff.schedule import checked
 
 
 def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
@@ -175,10 +176,12 @@ ACCEPTED = {
     "LCMScheduler": {"thresholding": (False,)},
     "DPMSolverMultistepScheduler": {
         "thresholding": (False,), "algorithm_type": ("dpmsolver++",), "solver_order": (2,), "euler_at_final": (False,),
+        "lambda_min_clipped": (-math.inf,), "variance_type": (None,), "use_dynamic_shifting": (False,),
         "solver_type": ("midpoint", "logrho", "bh1", "bh2")},  # diffusers reads the other solvers' names as midpoint
     "UniPCMultistepScheduler": {
         "thresholding": (False,), "solver_order": (2,), "predict_x0": (True,), "disable_corrector": ([], ()),
-        "solver_p": (None,), "solver_type": ("bh2", "midpoint", "heun", "logrho")},  # and here as bh2
+        "solver_p": (None,), "use_dynamic_shifting": (False,), "shift_terminal": (None,),
+        "solver_type": ("bh2", "midpoint", "heun", "logrho")},  # and here as bh2
 }
 CLIPS = {"DDIMScheduler": True, "DDPMScheduler": True, "HeunDiscreteScheduler": False, "LCMScheduler": False}
 UNSAID = {"skip_prk_steps": False}  # where an absent option means one that is not supported
@@ -195,7 +198,7 @@ def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
     >>> from_config({"_class_name": "DPMSolverMultistepScheduler"})[1]
     {'lower_order_final': True}
     """
-    name = config.get("_class_name")
+    config, name = checked(config), config.get("_class_name")
     if name not in NAMES:
         raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(NAMES)}")
     for key, values in ACCEPTED.get(name, {}).items():
@@ -216,5 +219,6 @@ def clip_range(config: dict[str, Any]) -> float | None:
     >>> clip_range({"_class_name": "DDIMScheduler"}), clip_range({"_class_name": "EulerDiscreteScheduler"})
     (1.0, None)
     """
+    config = checked(config)
     unsaid = CLIPS.get(config.get("_class_name"))
     return config.get("clip_sample_range", 1.0) if unsaid is not None and config.get("clip_sample", unsaid) else None

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from minidiff.io.weights import read_json, write_atomic
+from minidiff.io.checkpoint import named
+from minidiff.io.tokens import BOS, EOS, LENGTH, OPEN, add_tokens, stated_tokens
+from minidiff.io.weights import read_json, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-LENGTH = 77  # tokens of a prompt, start and end included
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # the special tokens, English contractions, runs of letters, single digits, runs of anything else
 PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -44,6 +44,9 @@ class Text(nn.Module):
             tokens, known = tokenizer.get_vocab_size(), encoder.config.vocab_size
             if tokens > known:
                 raise ValueError(f"the tokenizer has {tokens} tokens, but its text encoder only {known}")
+            if (places := encoder.config.max_position_embeddings) < LENGTH:
+                raise ValueError(f"max_position_embeddings of the text encoder is {places}; supported are {LENGTH} or "
+                                 "more")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, tokenizer: str | Path | None = None, variant: str | None = None,
@@ -52,19 +55,21 @@ class Text(nn.Module):
 
         Args:
             tokenizer: take it from this folder instead, see `load_tokenizers`.
+            variant: see `minidiff.io.weights.variant_of`.
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, or is not what its name says.
         """
         folder = Path(folder)
         index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-        found = [end for end in ("", "_2") if (index.get(f"text_encoder{end}") or [None])[0]] or [""]
+        found = [end for end in ("", "_2") if named(index, f"text_encoder{end}")] or [""]
         if tokenizer is None:
             tokenizers = [load_tokenizer(folder / f"tokenizer{end}") for end in found]
         else:
             tokenizers = load_tokenizers(tokenizer, [None] * len(found))
-        return cls(tokenizers, [CLIPText.from_pretrained(folder / f"text_encoder{end}", variant=variant, device=device,
-                                                         dtype=dtype) for end in found])
+        parts = [folder / f"text_encoder{end}" for end in found]
+        return cls(tokenizers, [CLIPText.from_pretrained(part, variant=variant_of(part, variant), device=device,
+                                                         dtype=dtype) for part in parts])
 
     @property
     def pooled(self) -> bool:
@@ -89,6 +94,9 @@ class Text(nn.Module):
 
         Returns:
             context (B,77·chunks,D), one vector per token, and vec (B,P), one per prompt, or None without projection.
+
+        Raises:
+            ValueError: a prompt is no text, see `checked`.
         """
         texts = [prompts, prompts_2 or prompts][-len(self.encoders):]
         parts, vec = [], None
@@ -105,7 +113,26 @@ class Text(nn.Module):
         >>> Text.from_pretrained(weights_dir() / "mini-sd").chunks("red " * 76)
         2
         """
-        return max(1 + len(tokenizer.encode(prompt).overflowing) for tokenizer in self.tokenizers)
+        return max(1 + len(tokenizer.encode(checked(prompt)).overflowing) for tokenizer in self.tokenizers)
+
+
+def checked(text: str) -> str:
+    """The text itself, if it is one.
+
+    Raises:
+        ValueError: it is of another type, or holds surrogates, what Python makes of bytes that it cannot decode.
+
+    >>> checked("caf\\udce9")
+    Traceback (most recent call last):
+    ValueError: the text 'caf\\udce9' holds bytes that are not UTF-8; write it anew in that encoding
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"a prompt is a text, not a {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text {text!a} holds bytes that are not UTF-8; write it anew in that encoding") from error
+    return text
 
 
 def load_tokenizers(folder: str | Path, pads: Iterable[str | None]) -> list[Tokenizer]:
@@ -136,7 +163,7 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
 
     Raises:
         FileNotFoundError: neither form is in the folder.
-        ValueError: a file is garbled.
+        ValueError: a file is garbled, or states what is not CLIP's: another length, side or special token.
 
     Matches: transformers' CLIPTokenizer (tests/parity/test_text.py).
 
@@ -151,16 +178,19 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     whole = folder / "tokenizer.json"
     if not whole.is_file() and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         raise FileNotFoundError(f"there is neither vocab.json and merges.txt nor tokenizer.json in {folder}")
+    stated = stated_tokens(folder)
     try:
-        if (folder / "vocab.json").is_file():
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            lines = (folder / "merges.txt").read_text(encoding="utf-8-sig").splitlines()
             merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
             tokenizer = _tokenizer(read_json(folder / "vocab.json"), merges)
         else:
             tokenizer = Tokenizer.from_file(str(whole))
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"the tokenizer in {folder} is garbled: {error}") from error
-    bos, eos, pad = BOS, EOS, pad or _pad_token(folder)
+    add_tokens(tokenizer, folder)
+    bos, eos = BOS, EOS
+    pad = pad or stated["pad_token"] or (tokenizer.padding or {}).get("pad_token") or EOS
     ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")
@@ -205,14 +235,21 @@ def train_tokenizer(captions: Iterable[str], folder: str | Path, merges: int = 5
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Write vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, which transformers reads too."""
+    """Write vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json, which transformers reads too.
+
+    Words beyond the vocabulary that the files had go to added_tokens.json; those of textual inversions stay out.
+    """
     model = json.loads(tokenizer.to_str())["model"]
     vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
     pad = (tokenizer.padding or {}).get("pad_token", EOS)
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad}
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, **special}
     lines = ["#version: 0.2", *map(" ".join, model["merges"])]
+    added = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items()
+             if token.content not in vocab and not token.content.startswith(OPEN)}
     folder = Path(folder)
+    if added:
+        write_atomic(folder / "added_tokens.json", json.dumps(added, indent=2) + "\n")
     write_atomic(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False) + "\n")
     write_atomic(folder / "merges.txt", "\n".join(lines) + "\n")
     write_atomic(folder / "special_tokens_map.json", json.dumps(special, indent=2) + "\n")
@@ -227,7 +264,8 @@ def tokenize(tokenizer: Tokenizer, prompts: list[str], chunks: int = 1) -> Tenso
     torch.Size([2, 77])
     """
     empty = tokenizer.encode("").ids
-    rows = [[part.ids for part in (first, *first.overflowing)] for first in tokenizer.encode_batch(prompts)]
+    read = tokenizer.encode_batch([checked(prompt) for prompt in prompts])
+    rows = [[part.ids for part in (first, *first.overflowing)] for first in read]
     return torch.tensor([sum((row + [empty] * chunks)[:chunks], []) for row in rows])
 
 
@@ -238,7 +276,7 @@ def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     >>> words(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), "a red house")
     [('a', [1]), ('red', [2]), ('house', [3])]
     """
-    read, found, begun = tokenizer.encode(prompt), [], False
+    read, found, begun = tokenizer.encode(checked(prompt)), [], False
     for place, (token, (begin, end)) in enumerate(zip(read.tokens, read.offsets)):
         if token in (BOS, EOS):
             continue
@@ -257,7 +295,7 @@ def lost_words(tokenizer: Tokenizer, prompt: str) -> str:
     >>> lost_words(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), "red " * 75 + "house, night")
     'house, night'
     """
-    rest = tokenizer.encode(prompt).overflowing
+    rest = tokenizer.encode(checked(prompt)).overflowing
     if not rest:
         return ""
     first = rest[0].offsets[1][0]  # entry 0 is the start token
@@ -283,12 +321,3 @@ def _byte_symbols() -> list[str]:
     """The printable character that stands for each byte (GPT-2's table): itself, or one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     return [*map(chr, printable), *(chr(256 + i) for i in range(256 - len(printable)))]
-
-
-def _pad_token(folder: Path) -> str:
-    """special_tokens_map.json goes before tokenizer_config.json: Stable Diffusion 2 pads with "!"."""
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        token = read_json(folder / name).get("pad_token") if (folder / name).is_file() else None
-        if token:
-            return token["content"] if isinstance(token, dict) else token
-    return EOS

@@ -184,6 +184,21 @@ def test_bad_input_gets_one_line(draw, tmp_path, words, said):
     assert files(tmp_path) == []
 
 
+def test_a_prompt_of_other_bytes_gets_one_line(draw, run):
+    for words in (("caf\udce9",), ("red", "--negative-prompt", "\udcff")):
+        refused(run("generate", *words), "holds bytes that are not UTF-8")
+
+
+def test_the_prediction_can_be_stated(draw, tmp_path):
+    pictures = {}
+    for kind in ("epsilon", "v_prediction", "sample"):
+        draw("red", "--steps", 2, "--prediction-type", kind, "--out", f"{kind}.png")
+        pictures[kind] = Image.open(tmp_path / f"{kind}.png").tobytes()
+    draw("red", "--steps", 2, "--out", "unsaid.png")
+    assert Image.open(tmp_path / "unsaid.png").tobytes() == pictures["epsilon"] and len(set(pictures.values())) == 3
+    refused(draw("red", "--prediction-type", "v"), "prediction_type is 'v'; supported are epsilon, sample")
+
+
 def test_a_missing_prompt_or_command_gets_one_line(run):
     refused(run("generate"), "PROMPT")
     refused(run(), "COMMAND")

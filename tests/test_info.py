@@ -1,6 +1,7 @@
 """What `describe` says of every kind of file and folder, from headers alone."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def parameters(net):
     return sum(p.numel() for p in net.parameters())
 
 
-def real(path, name, **changes):
+def real(path, name, markers=(), metadata=None, **changes):
     """A file of a published family's size that takes no room: only its header is written, the rest is a hole."""
     nets, named = FAMILIES[name], {}
     with torch.device("meta"), Blank():
@@ -41,7 +42,8 @@ def real(path, name, **changes):
     for key, value in named.items():
         size = 2 * value.numel()
         header[key] = {"dtype": "F16", "shape": list(value.shape), "data_offsets": [end, end := end + size]}
-    raw = json.dumps(header).encode()
+    header |= {marker: {"dtype": "F16", "shape": [0], "data_offsets": [end, end]} for marker in markers}
+    raw = json.dumps(header | ({"__metadata__": metadata} if metadata else {})).encode()
     with open(path, "wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + end)
@@ -61,6 +63,16 @@ def test_a_file_of_a_published_family_is_described_from_its_header(tmp_path, nam
     more = 320 * 5 * 9 if changes else 0
     assert found["parts"]["unet"]["parameters"] == more + {
         "sd1": 859_520_964, "sd2": 865_910_724, "sd2-base": 865_910_724, "sdxl": 2_567_463_684}[name]
+
+
+@pytest.mark.parametrize("name, markers, metadata, kind, zero", [
+    ("sdxl", ["v_pred", "ztsnr"], None, "v_prediction", True), ("sdxl", ["v_pred"], None, "v_prediction", False),
+    ("sdxl", [], {"modelspec.prediction_type": "v"}, "v_prediction", False),
+    ("sd2", [], {"modelspec.prediction_type": "epsilon"}, "epsilon", False)])
+def test_what_a_file_says_of_its_prediction_is_shown(tmp_path, name, markers, metadata, kind, zero):
+    real(tmp_path / "x.safetensors", name, markers, metadata)
+    found = describe(tmp_path / "x.safetensors")
+    assert (found["prediction_type"], found["zero_terminal_snr"]) == (kind, zero)
 
 
 def test_a_folder_and_its_file_hold_the_same(model):
@@ -115,6 +127,32 @@ def test_a_textual_inversion_of_the_web_ui_is_named(tmp_path):
                tmp_path / "cat.pt")
     found = describe(tmp_path / "cat.pt")
     assert (found["family"], found["parameters"]) == ("textual inversion of Stable Diffusion 1", 2304)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_textual_inversion_in_a_parameter_dict_is_named(tmp_path, legacy):
+    held = torch.nn.ParameterDict({"*": torch.nn.Parameter(torch.zeros(3, 768))})
+    torch.save({"string_to_param": held}, tmp_path / "cat.pt", _use_new_zipfile_serialization=not legacy)
+    found = describe(tmp_path / "cat.pt")
+    assert (found["family"], found["parameters"]) == ("textual inversion of Stable Diffusion 1", 2304)
+    torch.save({"string_to_param": 3}, tmp_path / "cat.pt")
+    with pytest.raises(ValueError, match="should hold a flat dictionary of tensors; its string_to_param is a int"):
+        describe(tmp_path / "cat.pt")
+
+
+def test_a_folder_with_a_small_file_is_described_by_it(tmp_path):
+    for name, key, shape, family in (("pytorch_lora_weights", "unet.conv_in.lora_A.weight", (1, 4, 3, 3), "LoRA"),
+                                     ("learned_embeds", "<a>", (768,), "textual inversion of Stable Diffusion 1")):
+        save_state({key: torch.zeros(shape)}, tmp_path / name / f"{name}.safetensors")
+        assert describe(tmp_path / name)["family"] == family
+
+
+@pytest.mark.parametrize("change", [{"sample_size": [8, 6]}, {"cross_attention_dim": [24, 24]}, {"in_channels": None}])
+def test_a_config_of_odd_values_is_described_all_the_same(model, tmp_path, change):
+    folder = shutil.copytree(model[0] / "folder", tmp_path / "x")
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert describe(folder)["parts"]["unet"]["class"] == "UNet2DConditionModel"
 
 
 def test_what_is_no_model_is_an_error(tmp_path):

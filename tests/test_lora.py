@@ -1,14 +1,17 @@
 """LoRA and textual inversion on their own: what loading and removing leaves behind, and files that do not fit."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.testing import assert_close
 
 from minidiff.io.embeddings import load_embedding
 from minidiff.io.lora import Change, load_lora, save_lora
 from minidiff.io.weights import save_state
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
+from minidiff.text import load_tokenizer
 from tests import tiny
 
 pytestmark = pytest.mark.quick
@@ -98,6 +101,18 @@ def test_a_text_encoder_lora_without_out_proj_counts(pipe, tmp_path):
     ({**GOOD, "unet.conv_out.alpha": torch.ones(3)}, "unknown: unet.conv_out.alpha"),
     ({**GOOD, "unet.conv_out.lora_A.weight": torch.ones(())}, "unknown: unet.conv_out.lora_A"),
     ({}, "holds no LoRA"),
+    ({**GOOD, "lora_unet_conv_out.lora_down.weight": torch.ones(1, 16, 3, 3)},
+     "for a layer that has one already: (lora_)?unet.conv_out.lora_(A|down).weight$"),
+    ({**GOOD, "lora_unet_conv_out.alpha": torch.ones(()), "unet.conv_out.alpha": torch.ones(())},
+     "for a layer that has one already: unet.conv_out.alpha"),
+    ({k: v.to(torch.int8) for k, v in GOOD.items()}, "not of real numbers: unet.conv_out.lora_A.weight"),
+    ({"unet.conv_out.lora_A.weight": torch.ones(0, 16, 3, 3), "unet.conv_out.lora_B.weight": torch.ones(4, 0, 1, 1)},
+     "unknown: unet.conv_out.lora_A.weight"),
+    ({**GOOD, "unet.conv_out.lora_B.bias": torch.ones(4)}, "unknown: unet.conv_out.lora_B.bias"),
+    ({**GOOD, "lora_unet_conv_out.dora_scale": torch.ones(4)}, "DoRA are not supported.*unknown: .*dora_scale"),
+    ({"emb_params": torch.ones(2, 24)}, "bad.safetensors is no LoRA but a textual inversion"),
+    ({"encoder.conv_in.weight": torch.ones(4, 3, 3, 3), "decoder.conv_in.weight": torch.ones(4, 4, 3, 3)},
+     "bad.safetensors is no LoRA but a VAE"),
 ])
 def test_a_file_that_does_not_fit_is_one_sentence_and_changes_nothing(pipe, state, message, tmp_path):
     before = snapshot(pipe)
@@ -106,6 +121,48 @@ def test_a_file_that_does_not_fit_is_one_sentence_and_changes_nothing(pipe, stat
         pipe.load_lora(tmp_path / "bad.safetensors")
     assert "\n" not in str(error.value)
     assert same(snapshot(pipe), before)
+
+
+@pytest.mark.parametrize("metadata, factor", [
+    ("null", 1.0), ("{}", 1.0), ('{"unet.lora_alpha": null, "unet.alpha_pattern": null}', 1.0),
+    ('{"unet.lora_alpha": 4, "unet.use_rslora": true}', 4 / 2**0.5), ('{"unet.lora_alpha": 3.0}', 1.5),
+    ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"conv_out": 0}}', 0.0),
+    ('{"unet.lora_alpha": 4, "unet.alpha_pattern": {"conv_in": 9}}', 2.0)])
+def test_metadata_of_every_form_is_read(pipe, metadata, factor, tmp_path):
+    state = {"unet.conv_out.lora_A.weight": torch.ones(2, 16, 3, 3),
+             "unet.conv_out.lora_B.weight": torch.ones(4, 2, 1, 1)}
+    save_file(state, tmp_path / "a.safetensors", metadata={"lora_adapter_metadata": metadata})
+    assert load_lora(tmp_path / "a.safetensors", pipe.loras.parts)["unet.conv_out"].factor == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("metadata, message", [
+    ("[1]", "it is a list, not an object"), ("3", "it is a int, not an object"),
+    ('{"unet.lora_alpha": "4"}', "settings for unet are garbled: lora_alpha is '4'"),
+    ('{"unet.alpha_pattern": ["conv_out"]}', r"alpha_pattern \['conv_out'\]"),
+    ('{"unet.alpha_pattern": {"conv_out": "8"}}', "alpha_pattern {'conv_out': '8'}"),
+    ('{"unet.alpha_pattern": {"(": 8}}', r"alpha_pattern {'\(': 8}"),
+    ('{"unet.use_rslora": "yes"}', "use_rslora 'yes'")])
+def test_metadata_that_means_nothing_is_named(pipe, metadata, message, tmp_path):
+    save_file(GOOD, tmp_path / "bad.safetensors", metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(ValueError, match=message):
+        load_lora(tmp_path / "bad.safetensors", pipe.loras.parts)
+
+
+@pytest.mark.parametrize("alpha", [3.0, 3, torch.tensor(3), torch.tensor(3.0).half(), torch.tensor([3.0]).bfloat16()])
+def test_alpha_counts_in_every_type(pipe, alpha, tmp_path):
+    for key in ("unet.conv_out.alpha", "module.unet.conv_out.alpha"):
+        head = key.removesuffix("unet.conv_out.alpha")
+        torch.save({"state_dict": {**{head + k: v for k, v in GOOD.items()}, key: alpha}}, tmp_path / "a.pt")
+        assert load_lora(tmp_path / "a.pt", pipe.loras.parts)["unet.conv_out"].factor == 3.0
+
+
+def test_pefts_own_folder_says_how_strong_it_is(pipe, tmp_path):
+    """As `peft.save_pretrained` writes it: names without the part, alpha in a file beside the weights."""
+    state = {k.replace("unet.", "base_model.model."): v for k, v in GOOD.items()}
+    save_file(state, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 7, "alpha_pattern": {}, "use_rslora": false}')
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        assert load_lora(path, pipe.loras.parts)["unet.conv_out"].factor == 7.0
 
 
 def test_garbled_metadata_is_named(pipe, tmp_path):
@@ -122,8 +179,9 @@ def test_unknown_keys_are_counted_beyond_ten(pipe, tmp_path):
 
 def test_a_scale_that_is_no_number_is_an_error(pipe):
     before = snapshot(pipe)
-    with pytest.raises(ValueError, match="scale of a LoRA is nan"):
-        pipe.loras.add(lora(pipe, 0), float("nan"))
+    for scale, said in ((float("nan"), "nan"), ("0.5", "'0.5'"), (None, "None")):
+        with pytest.raises(ValueError, match=f"scale of a LoRA is {said}; it must be a finite number"):
+            pipe.loras.add(lora(pipe, 0), scale)
     assert same(snapshot(pipe), before)
 
 
@@ -184,6 +242,10 @@ def test_the_end_of_text_is_found_beside_new_words():
     ({" ": torch.ones(24)}, "the word ' ' for .*bad.safetensors is blank; give another token"),
     ({"<a>": torch.ones(0, 24)}, r"a tensor \(vectors, width\) of finite numbers"),
     ({"<a>": torch.ones(1, 2, 24)}, r"a tensor \(vectors, width\) of finite numbers"),
+    ({"<a>": torch.ones(24, dtype=torch.int64)}, r"a tensor \(vectors, width\) of finite numbers"),
+    ({"<a>": torch.ones(())}, r"a tensor \(vectors, width\) of finite numbers"),
+    ({"clip_l": torch.ones(2, 24), "clip_g": torch.ones(1, 32)}, "clip_l has 2 vectors and clip_g 1; they need"),
+    ({}, "it should hold one word with its vectors"),
     ({"<a>": torch.full((24,), torch.inf)}, r"a tensor \(vectors, width\) of finite numbers"),
 ])
 def test_an_embedding_that_does_not_fit_is_one_sentence(pipe, state, message, tmp_path):
@@ -199,12 +261,52 @@ def test_the_same_word_twice_is_an_error(pipe, tmp_path):
     assert pipe.load_textual_inversion(tmp_path / "learned.safetensors", token="<b>") == "<b>"
 
 
+@pytest.mark.parametrize("make", [
+    lambda v: {"string_to_param": nn.ParameterDict({"*": nn.Parameter(v)}), "string_to_token": {"*": torch.ones(())}},
+    lambda v: {"string_to_param": nn.ParameterDict({"<cat>": nn.Parameter(v)}), "name": None},
+    lambda v: {"string_to_param": {"*": v.half()}, "name": "<cat>", "step": np.int64(3), "sd_checkpoint": None},
+    lambda v: {"<cat>": v.double(), "step": 500}, lambda v: {"<cat>": v[0]}, lambda v: {"emb_params": v, "name": 3},
+    lambda v: {"string_to_param": {"*": v.bfloat16()}, "name": ""}, lambda v: {"*": nn.Parameter(v)}])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_embeddings_of_every_trainer_load(pipe, make, legacy, tmp_path):
+    vectors = torch.arange(24.0).expand(2, 24).clone()
+    torch.save(make(vectors), tmp_path / "<cat>.pt", _use_new_zipfile_serialization=not legacy)
+    word, [found] = load_embedding(tmp_path / "<cat>.pt")
+    assert word == "<cat>" and found.dtype == torch.float32 and torch.equal(found, vectors[:len(found)])
+    assert pipe.load_textual_inversion(tmp_path / "<cat>.pt") == "<cat>"
+
+
+def test_a_word_that_is_no_text_is_named(pipe, tmp_path):
+    vectors = torch.ones(24)
+    torch.save({"string_to_param": {"*": vectors}, "name": 7}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="the word 7 for .*a.pt is no text; give another token"):
+        pipe.load_textual_inversion(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"the text 'caf\\udce9' holds bytes that are not UTF-8"):
+        pipe.load_textual_inversion(tmp_path / "a.pt", token="caf\udce9")
+
+
+def test_a_pair_that_fits_one_encoder_of_two_is_learned_by_none(tmp_path):
+    """As with SDXL: the first encoder must not keep what the second refuses."""
+    pipe = tiny.pipeline(tmp_path)
+    pipe.text.tokenizers.append(load_tokenizer(tmp_path))
+    config = {**tiny.TEXT, "hidden_size": 32, "vocab_size": pipe.text.tokenizers[0].get_vocab_size()}
+    pipe.text.encoders.append(CLIPText(CLIPTextConfig.from_dict(config)))
+    save_state({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 24)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="are 24 wide, those of this model's text encoder 32"):
+        pipe.load_textual_inversion(tmp_path / "x.safetensors")
+    save_state({"clip_l": torch.ones(1, 24), "clip_g": torch.ones(1, 32)}, tmp_path / "x.safetensors")
+    assert pipe.load_textual_inversion(tmp_path / "x.safetensors") == "x"
+
+
 def test_an_embedding_that_would_run_code_is_not_loaded(tmp_path):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "hacked"), "w"))
 
-    torch.save({"string_to_param": {"*": Evil()}}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError):
-        load_embedding(tmp_path / "evil.pt")
+    for held in ({"*": Evil()}, Evil(), nn.ParameterDict({"*": nn.Parameter(torch.ones(1))})):
+        if isinstance(held, nn.ParameterDict):
+            held._parameters["*"] = Evil()
+        torch.save({"string_to_param": held}, tmp_path / "evil.pt")
+        with pytest.raises(ValueError, match="is no textual inversion"):
+            load_embedding(tmp_path / "evil.pt")
     assert not (tmp_path / "hacked").exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -261,3 +262,30 @@ def test_an_unsupported_scheduler_is_named_and_another_can_be_asked_for(folder, 
 def test_a_preview_has_the_pictures_size(pipe, size):
     z = torch.zeros(2, 4, *size)
     assert [image.size for image in pipe.preview(z)] == [(4 * size[1], 4 * size[0])] * 2
+
+
+def test_a_model_of_two_sides_draws_them(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "x") / "unet" / "config.json"
+    config = json.loads(path.read_text())
+
+    def drawn(sides, **settings):
+        path.write_text(json.dumps({**config, "sample_size": sides}))
+        return StableDiffusion.from_pretrained(path.parent.parent, device="cpu")(PROMPT, steps=1, **settings)[0].size
+
+    assert drawn([8, 6]) == (24, 32) and drawn([6.0, 8.0]) == (32, 24) and drawn(8) == (32, 32)
+    assert drawn([8, 6], width=40) == (40, 32) and drawn(None, width=40, height=16) == (40, 16)
+    with pytest.raises(ValueError, match="the U-Net's config has no sample_size: give height and width"):
+        drawn(None)
+    with pytest.raises(ValueError, match="UNetConfig has sample_size = '8'"):
+        drawn("8")
+    path.write_text(json.dumps({**config, "sample_size": [8, 6]}))
+    pipe = StableDiffusion.from_pretrained(path.parent.parent, device="cpu")
+    assert pipe.sides == (32, 24) and pipe.size == 32
+    pipe.save_pretrained(tmp_path / "again")
+    assert StableDiffusion.from_pretrained(tmp_path / "again", device="cpu").sides == (32, 24)
+
+
+@pytest.mark.parametrize("settings", [{}, {"negative_prompt": "caf\udce9"}, {"long": True}])
+def test_bytes_that_are_no_text_are_named(pipe, settings):
+    with pytest.raises(ValueError, match="holds bytes that are not UTF-8; write it anew in that encoding"):
+        pipe("red" if "negative_prompt" in settings else "a caf\udce9", steps=1, **settings)

@@ -6,13 +6,16 @@ import io
 import os
 import pickle
 import re
+import shutil
 import zipfile
 
 import pytest
 import torch
 
+from minidiff.grid import from_diffusers
 from minidiff.io import checkpoint, rename, weights
 from minidiff.io.checkpoint import FAMILIES, PARTS
+from minidiff.io.info import describe
 from minidiff.io.models import load
 from minidiff.io.unpickle import Stub, _Unpickler, load_tensors
 from minidiff.io.weights import load_state, read_json, save_state
@@ -22,6 +25,7 @@ from minidiff.nets.layers import Blank
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
 from minidiff.pipeline import StableDiffusion
+from minidiff.schedule import Discrete
 from tests import tiny
 
 UNET, VAE_, TEXT = PARTS["unet"][0], PARTS["vae"][0], PARTS["text_encoder"][0]
@@ -124,6 +128,66 @@ def test_the_family_is_told_by_the_keys(name, changes, family):
     assert found["scheduler"]["prediction_type"] == ("v_prediction" if family == "sd2" else "epsilon")
 
 
+@pytest.mark.parametrize("name, markers, notes, kind, zero", [
+    ("sdxl", ["v_pred", "ztsnr"], {}, "v_prediction", True), ("sdxl", ["v_pred"], {}, "v_prediction", False),
+    ("sd1", ["v_pred", "ztsnr"], {}, "v_prediction", True), ("sdxl", [], {}, "epsilon", False),
+    ("sdxl", [], {"modelspec.prediction_type": "v"}, "v_prediction", False),
+    ("sd1", [], {"modelspec.prediction_type": "v-prediction"}, "v_prediction", False),
+    ("sd2", [], {"modelspec.prediction_type": "epsilon"}, "epsilon", False), ("sd2", [], {}, "v_prediction", False),
+    ("sd2", [], {"modelspec.architecture": "stable-diffusion-v2-512"}, "epsilon", False),
+    ("sd2", [], {"global_step": 875000}, "epsilon", False), ("sd1", [], {"global_step": 875000}, "epsilon", False),
+    ("sdxl", ["v_pred"], {"modelspec.prediction_type": "epsilon"}, "v_prediction", False)])
+def test_what_a_file_says_of_its_prediction_counts(name, markers, notes, kind, zero):
+    state = files_state(name) | {marker: torch.zeros(0) for marker in markers}
+    found = checkpoint.configs(None, state, "x", notes)
+    scheduler, schedule = found["scheduler"], Discrete.from_config(found["scheduler"])
+    assert scheduler["prediction_type"] == kind and (schedule.alpha_bar[-1] == 0) == zero
+    assert found["unet"]["sample_size"] == {"sd1": 64, "sd2": 96 if kind == "v_prediction" else 64, "sdxl": 128}[name]
+    levels = from_diffusers(scheduler, 5, schedule)
+    assert (levels[0].t == 999) == zero                                  # whose only time without a signal is the last
+    if name == "sd2":                                                    # what was given goes before the metadata
+        given = checkpoint.configs("sd2", state, "x", notes)
+        assert given["scheduler"]["prediction_type"] == "v_prediction" and given["unet"]["sample_size"] == 96
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".ckpt"])
+def test_markers_and_the_prediction_that_is_given_reach_the_pipeline(model, state, tmp_path, ending):
+    marked = {**state, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
+    for name, content in (("marked", marked), ("plain", state)):
+        path = tmp_path / f"{name}{ending}"
+        save_state(content, path) if ending == ".safetensors" else torch.save({"state_dict": content}, path)
+
+    def load_(path, **options):
+        return StableDiffusion.from_pretrained(path, device="cpu", **options)
+
+    config = {"config": model / "folder"}
+    found = load_(tmp_path / f"marked{ending}", **config)
+    assert (found.kind, found.schedule.alpha_bar[-1]) == ("v", 0)
+    assert found("a", steps=2, output="tensor").isfinite().all()
+    assert load_(tmp_path / f"marked{ending}", prediction_type="sample", **config).kind == "x0"
+    assert load_(tmp_path / f"plain{ending}", **config).kind == "eps"
+    assert load_(tmp_path / f"plain{ending}", prediction_type="v_prediction", **config).kind == "v"
+    assert load_(model / "folder", prediction_type="v_prediction").kind == "v"
+    with pytest.raises(ValueError, match="prediction_type is 'v'; supported are epsilon, sample, v_prediction"):
+        load_(model / "folder", prediction_type="v")
+
+
+def test_a_saved_file_says_what_its_unet_predicts(model, tmp_path):
+    for kind, zero in (("v_prediction", True), ("v_prediction", False), ("epsilon", False), ("sample", False)):
+        pipe = StableDiffusion.from_pretrained(model / "folder", device="cpu", prediction_type=kind)
+        pipe.scheduler["rescale_betas_zero_snr"] = zero
+        pipe.save_pretrained(tmp_path / "x.safetensors")
+        again = StableDiffusion.from_pretrained(tmp_path / "x.safetensors", device="cpu", config=model / "folder")
+        assert again.kind == pipe.kind and (again.schedule.alpha_bar[-1] == 0) == zero
+        assert describe(tmp_path / "x.safetensors")["prediction_type"] == kind
+
+
+def test_a_vae_alone_says_whose_latents_it_has(tmp_path):
+    state = {"decoder.conv_in.weight": torch.ones(1), "encoder.conv_in.weight": torch.ones(1)}
+    for notes, scale in (({}, None), ({"modelspec.architecture": "stable-diffusion-xl-v1-base/vae"}, 0.13025)):
+        assert checkpoint.values("vae", None, state, "x", notes).get("scaling_factor") == scale
+
+
 def test_what_the_keys_cannot_tell_is_given():
     state = files_state("sd2")
     assert checkpoint.configs("sd2-base", state, "x")["scheduler"]["prediction_type"] == "epsilon"
@@ -202,7 +266,44 @@ def test_one_network_of_a_file_loads_alone(model, state, tmp_path):
         ControlNet.from_pretrained(tmp_path / "vae.ckpt")
 
 
+def test_only_the_unet_comes_in_the_variant(model, tmp_path):
+    pipe = StableDiffusion.from_pretrained(model / "folder", device="cpu")
+    for parts in (["unet"], ["text_encoder", "vae"]):
+        folder = shutil.copytree(model / "folder", tmp_path / parts[0])
+        for part in parts:
+            stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+            (folder / part / f"{stem}.safetensors").rename(folder / part / f"{stem}.fp16.safetensors")
+        assert same(StableDiffusion.from_pretrained(folder, variant="fp16", device="cpu"), pipe)
+        with pytest.raises(FileNotFoundError, match="; variant='fp16' would take it"):
+            StableDiffusion.from_pretrained(folder, device="cpu")
+        with pytest.raises(FileNotFoundError, match="looked for model.ema.safetensors or pytorch_model.ema.bin in"):
+            StableDiffusion.from_pretrained(folder, variant="ema", device="cpu")
+        assert len(describe(folder)["parts"]) == 3
+
+
+def test_the_index_names_the_scheduler_and_what_it_means(model, tmp_path):
+    folder = shutil.copytree(model / "folder", tmp_path / "x")
+    index, path = read_json(folder / "model_index.json"), folder / "model_index.json"
+    for change, name in (({"scheduler": ["diffusers", "EulerDiscreteScheduler"]}, "EulerDiscreteScheduler"),
+                         ({"force_zeros_for_empty_prompt": True}, "DDIMScheduler")):
+        weights.write_atomic(path, weights.json.dumps({**index, **change}))
+        pipe = StableDiffusion.from_pretrained(folder, device="cpu")
+        assert pipe.scheduler["_class_name"] == name == describe(folder)["scheduler"] and not pipe.zeros
+    for change, message in (({"requires_aesthetics_score": True}, "requires_aesthetics_score = true"),
+                            ({"vae": "AutoencoderKL"}, "model_index.json has vae = 'AutoencoderKL'; it should be"),
+                            ({"vae": ["diffusers"]}, r"has vae = \['diffusers'\]"), ({"unet": 3}, "has unet = 3")):
+        weights.write_atomic(path, weights.json.dumps({**index, **change}))
+        with pytest.raises(ValueError, match=message):
+            StableDiffusion.from_pretrained(folder, device="cpu")
+    weights.write_atomic(path, weights.json.dumps({**index, "scheduler": [None, None]}))
+    with pytest.raises(ValueError, match="whose model_index.json names no scheduler"):
+        StableDiffusion.from_pretrained(model / "model.safetensors", config=folder)
+
+
 @pytest.mark.parametrize("keys, message", [
+    ({"lora_unet_conv_in.hada_w1_a": (1, 4)}, "but a LoHa$"), ({"lora_unet_conv_in.dora_scale": (4,)}, "but a DoRA$"),
+    ({"lora_controlnet": (1,), "input_blocks.0.0.weight": (4, 4, 3, 3)}, "but a Control-LoRA$"),
+    ({"weight": (4, 4), "bias": (4,)}, "but a file of an unknown kind$"),
     ({"lora_unet_conv_in.lora_down.weight": (1, 4)}, "but a LoRA: load a model first, then pipe.load_lora"),
     ({"control_model.time_embed.0.weight": (4, 4)}, "but a ControlNet: load it with ControlNet.from_pretrained"),
     ({"encoder.conv_in.weight": (4, 3, 3, 3), "decoder.conv_in.weight": (4, 4, 3, 3)}, "but a VAE"),

@@ -1,11 +1,13 @@
 """Prompts to tokens and embeddings."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
-from minidiff.text import load_tokenizer, lost_words, tokenize, train_tokenizer
+from minidiff.nets.clip import CLIPText, CLIPTextConfig
+from minidiff.text import Text, load_tokenizer, lost_words, save_tokenizer, tokenize, train_tokenizer, words
 from tests import tiny
 
 pytestmark = pytest.mark.quick
@@ -90,3 +92,86 @@ def test_text_skips_layers_and_checks_its_vocabulary(tmp_path):
     context, vec = text(["a red house", ""])
     assert context.shape == (2, 77, 24) and vec is None
     assert not torch.allclose(context, text(["a red house", ""], clip_skip=1)[0])
+
+
+@pytest.mark.parametrize("bad, message", [("caf\udce9", r"the text 'caf\\udce9' holds bytes that are not UTF-8"),
+                                          ("\ud83d x", "holds bytes that are not UTF-8"), (b"red", "not a bytes"),
+                                          (3, "a prompt is a text, not a int"), (None, "not a NoneType")])
+def test_what_is_no_text_is_named_at_every_door(folder, tokenizer, bad, message):
+    encoder = CLIPText(CLIPTextConfig.from_dict({**tiny.TEXT, "vocab_size": tokenizer.get_vocab_size()}))
+    text = Text([tokenizer], [encoder])
+    for door in (lambda: tokenize(tokenizer, ["red", bad]), lambda: lost_words(tokenizer, bad), lambda: text([bad]),
+                 lambda: words(tokenizer, bad), lambda: text.chunks(bad)):
+        with pytest.raises(ValueError, match=message):
+            door()
+
+
+def changed(folder, tmp_path, **files):
+    """A copy of a tokenizer's folder with these JSON files, or entries of them, changed."""
+    to = shutil.copytree(folder, tmp_path / "words")
+    for name, content in files.items():
+        path = to / f"{name}.json"
+        old = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**old, **content}))
+    return to
+
+
+@pytest.mark.parametrize("config, message", [
+    ({"model_max_length": 64}, "model_max_length = 64; supported is 77"),
+    ({"model_max_length": "77"}, "model_max_length = '77'"), ({"padding_side": "left"}, "padding_side = 'left'"),
+    ({"truncation_side": "left"}, "truncation_side = 'left'; supported is 'right'"),
+    ({"added_tokens_decoder": {"x": 3}}, "added tokens .* are garbled"),
+    ({"added_tokens_decoder": {"9999": {"content": "<cat>"}}}, "adds '<cat>' with an id that is not the next")])
+def test_what_a_tokenizer_states_and_we_cannot_do_is_named(folder, tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(changed(folder, tmp_path, tokenizer_config=config))
+
+
+@pytest.mark.parametrize("special, message", [
+    ({"bos_token": "<s>"}, "bos_token = '<s>'; supported is"),
+    ({"eos_token": {"content": "</s>"}}, "eos_token = '</s>'"),
+    ({"pad_token": {"content": 3}}, "pad_token = 3; it should be a text"), ({"pad_token": "<pad>"}, "lacks <pad>"),
+    ({"pad_token": ["!"]}, r"pad_token = \['!'\]")])
+def test_special_tokens_that_are_not_clips_are_named(folder, tmp_path, special, message):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(changed(folder, tmp_path, special_tokens_map=special))
+
+
+@pytest.mark.parametrize("config", [{"model_max_length": None}, {"model_max_length": 10**30},
+                                    {"model_max_length": 1e30}, {"model_max_length": 77.0},
+                                    {"pad_token": None}, {"do_lower_case": False}])
+def test_what_means_nothing_else_is_accepted(folder, tokenizer, tmp_path, config):
+    """As in transformers, whose CLIP lowers the case whatever the config says."""
+    found = load_tokenizer(changed(folder, tmp_path, tokenizer_config=config))
+    assert found.encode("A Red house").ids == tokenizer.encode("a red house").ids
+
+
+def test_the_padding_of_a_whole_tokenizer_counts(folder, tmp_path):
+    whole = load_tokenizer(folder, "!")
+    (tmp_path / "x").mkdir()
+    whole.save(str(tmp_path / "x" / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "x").padding["pad_token"] == "!"
+
+
+def test_added_tokens_are_words_and_stay_when_saved(folder, tokenizer, tmp_path):
+    size = tokenizer.get_vocab_size()
+    for name, entries in (("added_tokens", {"<cat>": size}),
+                          ("tokenizer_config", {"added_tokens_decoder": {str(size): {"content": "<cat>"}}})):
+        (tmp_path / name).mkdir()
+        found = load_tokenizer(changed(folder, tmp_path / name, **{name: entries}))
+        assert found.encode("red <cat>").ids[2] == size and found.get_vocab_size() == size + 1
+        save_tokenizer(found, tmp_path / name / "again")
+        assert load_tokenizer(tmp_path / name / "again").encode("red <cat>").ids[2] == size
+
+
+def test_files_with_a_byte_order_mark_load(folder, tokenizer, tmp_path):
+    to = changed(folder, tmp_path)
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        (to / name).write_text((folder / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_tokenizer(to).encode("a red house").ids == tokenizer.encode("a red house").ids
+
+
+def test_an_encoder_with_too_few_places_is_named(tokenizer):
+    small = {**tiny.TEXT, "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 32}
+    with pytest.raises(ValueError, match="max_position_embeddings of the text encoder is 32; supported are 77 or more"):
+        Text([tokenizer], [CLIPText(CLIPTextConfig.from_dict(small))])

@@ -1,5 +1,7 @@
 """The U-Net on its own: parameter counts of the published models, configs, gradients, bad configs."""
 
+import re
+
 import pytest
 import torch
 
@@ -126,3 +128,33 @@ def test_several_prompts_for_one_state_equal_copies_of_it(config):
     truth = net(torch.cat([x, x]), 300, context, **more)
     torch.testing.assert_close(net(x, 300, context, **more), truth)
     torch.testing.assert_close(net(x, 300, Kept(context), **more), truth)
+
+
+@pytest.mark.parametrize("key, value, should", [
+    ("sample_size", "8", "a whole number from 0 on or a list of whole numbers or null"),
+    ("sample_size", [8, 6.5], "a whole number from 0 on or a list"),
+    ("sample_size", True, "a whole number"), ("layers_per_block", None, "a whole number from 0 on or a list"),
+    ("layers_per_block", -1, "a whole number from 0 on"), ("norm_num_groups", None, "a whole number"),
+    ("norm_eps", "1e-5", "a number"),
+    ("block_out_channels", 320, "a list of whole numbers"), ("block_out_channels", [320, "640"], "a list"),
+    ("flip_sin_to_cos", "true", "true or false"), ("flip_sin_to_cos", 1, "true or false"),
+    ("down_block_types", "DownBlock2D", "a list of texts"), ("cross_attention_dim", [768], "a whole number"),
+    ("norm_eps", float("nan"), "a number"), ("in_channels", 4.5, "a whole number"), ("mid_block_type", 3, "a text")])
+def test_a_value_of_another_type_is_named(key, value, should):
+    shown = tuple(value) if isinstance(value, list) else value
+    with pytest.raises(ValueError, match=re.escape(f"UNetConfig has {key} = {shown!r}; it should be {should}")):
+        UNetConfig.from_dict({key: value})
+
+
+def test_whole_floats_and_both_forms_of_the_sides_are_accepted():
+    config = UNetConfig.from_dict({"sample_size": [8.0, 6], "norm_num_groups": 32.0, "norm_eps": 1,
+                                   "layers_per_block": [2, 2, 2, 1], "mid_block_type": None})
+    assert config.sides == config.sample_size == (8, 6) and type(config.norm_num_groups) is int
+    assert type(config.norm_eps) is float and UNetConfig.from_dict({"sample_size": 8}).sides == (8, 8)
+    with pytest.raises(ValueError, match=r"sample_size is \(8, 6, 4\), it needs one side, or height and width"):
+        UNetConfig.from_dict({"sample_size": [8, 6, 4]})
+    for zero in ({"norm_num_groups": 0}, {"attention_head_dim": 0}):
+        with pytest.raises(ValueError, match="320 channels are not divisible by"):
+            UNetConfig.from_dict(zero)
+    with pytest.raises(ValueError, match="the config is of a UNet2DModel, not of a UNet2DConditionModel"):
+        UNetConfig.from_dict({"_class_name": "UNet2DModel"})

@@ -109,3 +109,15 @@ def test_a_tile_that_cannot_be_is_named(tile):
         net.decode(torch.zeros(1, net.config.latent_channels, 32, 32), tile=tile)
     with pytest.raises(ValueError, match="tile is"):
         net.encode(torch.zeros(1, 3, 64, 64), tile=tile)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"norm_num_groups": 0}, "groups of norm_num_groups"), ({"block_out_channels": [30]}, "divisible by the 32 groups"),
+    ({"scaling_factor": None}, "scaling_factor = None; it should be a number"), ({"scaling_factor": 0}, "is 0"),
+    ({"_class_name": "AutoencoderTiny"}, "is of a AutoencoderTiny, not of a AutoencoderKL"),
+    ({"latent_channels": "4"}, "latent_channels = '4'; it should be a whole number"),
+    ({"latents_mean": [0.1]}, "does not support latents_mean")])
+def test_a_config_that_is_none_is_one_sentence(change, message):
+    with pytest.raises(ValueError, match=message):
+        VAEConfig.from_dict(change)
+    assert VAEConfig.from_dict({"sample_size": [512, 768]}).sample_size == (512, 768)

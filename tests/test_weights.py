@@ -4,13 +4,14 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minidiff.io import weights
-from minidiff.io.weights import load_state, load_strict, read_json, save_state, write_atomic
+from minidiff.io.weights import load_state, load_strict, read_json, read_object, save_state, write_atomic
 from minidiff.nets.vae import VAE, VAEConfig
 
 pytestmark = pytest.mark.quick
@@ -214,3 +215,92 @@ def test_a_loaded_net_trains_without_touching_the_file(tmp_path):
     assert file.read_bytes() == before
     net.save_pretrained(tmp_path)
     assert file.read_bytes() != before
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_parameter_dict_is_read_and_nothing_in_it_runs(tmp_path, old, legacy):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    for more in ({}, {"trap": Trap(), "count": np.float64(2.5)}):
+        held = nn.ParameterDict({"*": nn.Parameter(torch.arange(6.0).view(2, 3))})
+        if old:                                                          # torch < 1.12 wrote no list of keys
+            del held.__dict__["_keys"]
+        held._forward_hooks.update(more)
+        torch.save({"held": held, **more}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+        found = read_object(tmp_path / "x.pt")["held"]
+        assert found.keys() == {"*"} and torch.equal(found["*"], torch.arange(6.0).view(2, 3))
+        assert load_state(tmp_path / "x.pt").keys() == {"*"}
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_old_file_that_lies_about_its_storages_is_garbled(tmp_path):
+    torch.save({"a": torch.zeros(3), "none": torch.zeros(0), "b": os.system}, tmp_path / "x.pt",
+               _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "x.pt").read_bytes()
+    assert torch.equal(read_object(tmp_path / "x.pt")["a"], torch.zeros(3))
+    (tmp_path / "x.pt").write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match="x.pt is garbled or truncated"):
+        read_object(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s, "optimizer": {"state": {0: {"x": torch.ones(1)}}}},
+    lambda s: {"module": s, "loss": np.float64(0.5)}, lambda s: {"params_ema": s}, lambda s: {"model": {"net": s}},
+    lambda s: {"state_dict": s, "ema_state_dict": {k: 2 * v for k, v in s.items()}},
+    lambda s: {f"module.{k}": v for k, v in s.items()}, lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}])
+def test_the_tensors_are_found_in_what_trainers_wrap_around_them(tmp_path, wrap):
+    torch.save(wrap(STATE), tmp_path / "x.ckpt")
+    found = load_state(tmp_path / "x.ckpt")
+    assert found.keys() == STATE.keys() and all(torch.equal(found[k], v) for k, v in STATE.items())
+
+
+def test_of_several_dictionaries_none_is_taken_and_what_is_no_tensor_is_named(tmp_path):
+    for content, message in (({"params": STATE, "params_ema": STATE}, "several dictionaries .*: params, params_ema"),
+                             ({**STATE, "step": 3}, "flat dictionary of tensors; its step is a int"),
+                             ({0: torch.ones(1)}, "tensors by their names; 0 is no name"),
+                             ([torch.ones(1)], "flat dictionary of tensors, not a list")):
+        torch.save(content, tmp_path / "x.ckpt")
+        with pytest.raises(ValueError, match=message) as error:
+            load_state(tmp_path / "x.ckpt")
+        assert "\n" not in str(error.value)
+    loop = {"a": 1}
+    loop["state_dict"] = loop
+    torch.save(loop, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="flat dictionary of tensors"):
+        load_state(tmp_path / "x.ckpt")
+
+
+def test_a_missing_variant_is_only_advised_where_it_exists(tmp_path):
+    for name, advice in ((f"{STEM}.fp16.bin", "'fp16'"), (f"{STEM}.fp16-00001-of-00002.safetensors", ""),
+                         (f"{STEM}-00001-of-00002.safetensors", ""), ("another.fp16.safetensors", "")):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file(STATE, folder / name)
+        with pytest.raises(FileNotFoundError) as error:
+            load_state(folder)
+        assert str(error.value).endswith(f"; variant={advice} would take it, in Python" if advice else name)
+    (folder / f"{STEM}.safetensors.index.fp16.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="; variant='fp16' would take it"):
+        load_state(folder)
+    (tmp_path / "plain").mkdir()
+    save_file(STATE, tmp_path / "plain" / f"{STEM}.safetensors")
+    with pytest.raises(FileNotFoundError, match="; variant=None would take it"):
+        load_state(tmp_path / "plain", variant="fp16")
+    with pytest.raises(FileNotFoundError, match="there is no folder|there is no weight file"):
+        load_state(tmp_path / "nowhere")
+
+
+def test_configs_with_a_byte_order_mark_are_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "config.json") == {"a": 1}
+
+
+def test_numbers_of_eight_bits_are_looked_at(tmp_path):
+    net = nn.Linear(2, 1, bias=False, device="meta")
+    load_strict(net, {"weight": torch.ones(1, 2).to(torch.float8_e4m3fn)})
+    assert net.weight.float().tolist() == [[1.0, 1.0]]
+    with pytest.raises(ValueError, match="NaN or infinite numbers in weight"):
+        load_strict(net, {"weight": torch.tensor([[1.0, torch.nan]]).to(torch.float8_e4m3fn)})

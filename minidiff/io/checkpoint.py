@@ -47,12 +47,14 @@ FAMILIES: dict[str, dict[str, dict]] = {
 TITLES = {"sd1": "Stable Diffusion 1", "sd2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
 WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # of the U-Net's context
 FOREIGN = {  # a name that only the files of this kind have: what they are
-    "edm_mean": "model of Playground 2.5", "edm_vpred.sigma_max": "model of CosXL",
+    "lora_controlnet": "Control-LoRA", "edm_mean": "model of Playground 2.5", "edm_vpred.sigma_max": "model of CosXL",
     "difference": "difference of ControlNets",
     "conditioner.embedders.0.model.ln_final.weight": "refiner of Stable Diffusion XL",
     "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "model of Stable Diffusion 3",
     "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "model of FLUX",
     "double_blocks.0.img_attn.qkv.weight": "model of FLUX"}
+OTHERS = {".hada_": "LoHa", ".lokr_": "LoKr", ".dora_scale": "DoRA", "lora_magnitude_vector": "DoRA",
+          "ip_adapter.": "IP-Adapter"}  # a part of a name that only files of this kind have
 KINDS = {"checkpoint": "whole model", "lora": "LoRA", "controlnet": "ControlNet", "unet": "U-Net", "vae": "VAE",
          "text_encoder": "text encoder", "embedding": "textual inversion", "unknown": "file of an unknown kind"}
 
@@ -61,7 +63,7 @@ def kind(state: State) -> str:
     """What a file's names say that it is.
 
     Returns:
-        A key of KINDS, or one of FOREIGN's values.
+        A key of KINDS, or one of the values of FOREIGN and OTHERS, which nothing here loads.
 
     >>> import torch
     >>> kind({"lora_unet_conv_in.alpha": torch.ones(())})
@@ -74,7 +76,9 @@ def kind(state: State) -> str:
         return foreign
     if has(*PARTS["unet"]):
         return "checkpoint"
-    if any("lora" in key or ".hada_" in key or ".lokr_" in key for key in state):
+    if other := next((title for part, title in OTHERS.items() if any(part in key for key in state)), None):
+        return other
+    if any("lora" in key for key in state):
         return "lora"
     if has(*PARTS["controlnet"], "zero_convs.", "controlnet_"):
         return "controlnet"
@@ -84,7 +88,8 @@ def kind(state: State) -> str:
         return "vae"
     if any(key.endswith(("final_layer_norm.weight", "ln_final.weight")) for key in state):
         return "text_encoder"
-    return "embedding" if state and all(v.ndim <= 2 for v in state.values()) and len(state) <= 2 else "unknown"
+    words = len(state) == 1 or state.keys() == {"clip_l", "clip_g"}
+    return "embedding" if words and all(v.ndim in (1, 2) for v in state.values()) else "unknown"
 
 
 def family(state: State) -> str | None:
@@ -103,21 +108,46 @@ def family(state: State) -> str | None:
     return "sd2-base" if found == "sd2" and first is not None and first.shape[1] == 9 else found
 
 
-def configs(config: str | Path | None, state: State, source: str | Path) -> dict[str, dict]:
+def predicts(state: State, notes: dict[str, Any]) -> dict[str, Any]:
+    """What a single file says itself of its noise levels and prediction, as entries of a `scheduler_config.json`.
+
+    It is said by marker tensors, `v_pred` and `ztsnr` (zero terminal SNR: then the first time is the last of training,
+    2305.08891 §3.3), by `modelspec.prediction_type` of its metadata, or in the original files of Stable Diffusion 2
+    base by how long it was trained, or `modelspec.architecture`.
+
+    >>> import torch
+    >>> predicts({"v_pred": torch.ones(0), "ztsnr": torch.ones(0)}, {})["prediction_type"]
+    'v_prediction'
+    """
+    said = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction",
+            "sample": "sample"}.get(str(notes.get("modelspec.prediction_type", "")).lower().replace("-", "_"))
+    base = (str(notes.get("modelspec.architecture", "")).startswith("stable-diffusion-v2-512")
+            or notes.get("global_step") == 875000)                       # 512-base-ema.ckpt, as in diffusers
+    if base and family(state) == "sd2":
+        said = said or "epsilon"
+    found = {"prediction_type": "v_prediction" if "v_pred" in state else said}
+    if "ztsnr" in state:
+        found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return {key: value for key, value in found.items() if value}
+
+
+def configs(config: str | Path | None, state: State, source: str | Path,
+            notes: dict[str, Any] | None = None) -> dict[str, dict]:
     """The configs of all parts: {"unet": …, "vae": …, "text_encoder": …, "scheduler": …, perhaps "text_encoder_2"}.
 
     Args:
         config: a family's name, or a folder in diffusers' layout; None: the family that the file seems to be.
         state: of the file: what it says of itself goes before the family's config.
-        source: its path, for messages.
+        source: its path, for messages. notes: what it says beside its tensors, see `read_notes`.
 
     Raises:
         ValueError: the family cannot be told, or is not the one that was given.
     """
-    seems = family(state)
+    seems, said = family(state), predicts(state, notes or {})
     if config is not None and config not in FAMILIES:
-        return _folder(Path(config))
-    name = config or seems
+        found = _folder(Path(config))
+        return {**found, "scheduler": {**found["scheduler"], **said}}
+    name = config or ("sd2-base" if seems == "sd2" and said.get("prediction_type") == "epsilon" else seems)
     if name is None:
         raise ValueError(f"{source} is of no family that minidiff knows ({', '.join(FAMILIES)}); give config=, the "
                          "folder of a model in diffusers' layout that has the same shape")
@@ -132,15 +162,39 @@ def configs(config: str | Path | None, state: State, source: str | Path) -> dict
     if "time_embed.cond_proj.weight" in unet:
         found["unet"] = {**found["unet"], "time_cond_proj_dim": unet["time_embed.cond_proj.weight"].shape[1]}
         found["scheduler"] = {**found["scheduler"], "_class_name": "LCMScheduler"}
+    if config is not None and seems == "sd2":        # "sd2" or "sd2-base" was given to say what the metadata may not
+        said = predicts(state, {})
+    if said.get("rescale_betas_zero_snr") and found["scheduler"]["_class_name"] == "PNDMScheduler":
+        said = {**said, "_class_name": "DDIMScheduler"}                  # plms divides by alpha, which is 0 at first
+    found["scheduler"] = {**found["scheduler"], **said}
     return found
 
 
-def values(name: str, config: str | Path | None, state: State, source: str | Path) -> dict[str, Any]:
+def named(index: dict[str, Any], part: str) -> str | None:
+    """The class of a part in a `model_index.json`; None: the model has no such part.
+
+    Raises:
+        ValueError: the index says something else there.
+
+    >>> named({"vae": ["diffusers", "AutoencoderKL"], "image_encoder": [None, None]}, "vae")
+    'AutoencoderKL'
+    """
+    value = index.get(part)
+    if value is None or value == [None, None]:
+        return None
+    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(name, str) for name in value)):
+        raise ValueError(f"model_index.json has {part} = {value!r}; it should be a library and a class, or two nulls")
+    return value[1]
+
+
+def values(name: str, config: str | Path | None, state: State, source: str | Path,
+           notes: dict[str, Any] | None = None) -> dict[str, Any]:
     """The config of one network that is in a file.
 
     Args:
-        name: "unet", "vae", "controlnet" …; the others as in `configs`. A VAE's numbers tell nothing: None means "sd1",
-            whose latents are scaled by 0.18215; SDXL's by 0.13025.
+        name: "unet", "vae", "controlnet" …; the others as in `configs`. A VAE's numbers tell nothing: None means what
+            `modelspec.architecture` of its metadata says, else "sd1", whose latents are scaled by 0.18215; SDXL's by
+            0.13025.
 
     Raises:
         ValueError: the file is of another kind, or see `configs`.
@@ -149,9 +203,10 @@ def values(name: str, config: str | Path | None, state: State, source: str | Pat
         return read_json(Path(config) / "config.json")
     if (found := kind(state)) not in ("checkpoint", name):
         raise ValueError(f"{source} is no {KINDS[name]} but a {KINDS.get(found, found)}")
-    parts = configs(config or ("sd1" if found == "vae" else None), state, source)
+    xl = str((notes or {}).get("modelspec.architecture", "")).startswith("stable-diffusion-xl")
+    parts = configs(config or (("sdxl" if xl else "sd1") if found == "vae" else None), state, source)
     if name == "controlnet" and name not in parts:                       # shaped like the U-Net that it belongs to
-        other = ("sample_size", "in_channels", "out_channels", "up_block_types")
+        other = ("_class_name", "sample_size", "in_channels", "out_channels", "up_block_types")
         return {key: value for key, value in parts["unet"].items() if key not in other}
     return parts[name]
 
@@ -185,5 +240,9 @@ def _folder(folder: Path) -> dict[str, dict]:
                                 "diffusers' layout, with a model_index.json")
     index: dict[str, Any] = read_json(folder / "model_index.json")
     files = {"scheduler": "scheduler_config.json"}
-    names = [name for name in (*PARTS, "scheduler") if (index.get(name) or [None])[0]]
-    return {name: read_json(folder / name / files.get(name, "config.json")) for name in names}
+    names = [name for name in (*PARTS, "scheduler") if named(index, name)]
+    if missing := [name for name in ("unet", "vae", "text_encoder", "scheduler") if name not in names]:
+        raise ValueError(f"config is {str(folder)!r}, whose model_index.json names no {', '.join(missing)}")
+    found = {name: read_json(folder / name / files.get(name, "config.json")) for name in names}
+    found["scheduler"]["_class_name"] = named(index, "scheduler")
+    return found

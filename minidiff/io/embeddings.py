@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minidiff.io.tokens import CLOSE, OPEN
 from minidiff.io.weights import load_state, read_object
+from minidiff.text import checked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from minidiff.nets.clip import CLIPText
-
-OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters: a new token's own name, which no prompt contains
 
 
 def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, list[Tensor]]:
@@ -43,25 +43,45 @@ def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, lis
     """
     path = Path(path)
     # in pickles the vectors may lie deeper
-    state, name = (read_object(path) if path.is_file() else load_state(path, "learned_embeds")), None
-    if isinstance(state, dict) and "string_to_param" in state:
-        state, name = state["string_to_param"], state.get("name")
-    if isinstance(state, dict) and state.keys() == {"clip_l", "clip_g"}:
+    content, name = (read_object(path) if path.is_file() else load_state(path, "learned_embeds")), None
+    if isinstance(content, dict) and "string_to_param" in content:
+        content, name = content["string_to_param"], content.get("name")
+    # beside them stand a trainer's notes
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if state.keys() == {"clip_l", "clip_g"}:
         parts = [state["clip_l"], state["clip_g"]]
-    elif isinstance(state, dict) and len(state) == 1:
+    elif len(state) == 1:
         (key, vectors), = state.items()
         name, parts = name or (key if key not in ("emb_params", "*") else None), [vectors]
     else:
         raise ValueError(f"{path} is no textual inversion: it should hold one word with its vectors, "
                          "string_to_param, or clip_l and clip_g")
-    if not all(isinstance(part, Tensor) and part.ndim in (1, 2) and len(part) and part.isfinite().all()
+    if not all(part.is_floating_point() and part.ndim in (1, 2) and part.numel() and part.float().isfinite().all()
                for part in parts):
         raise ValueError(f"{path} is no textual inversion: that is a tensor (vectors, width) of finite numbers")
     parts = [torch.atleast_2d(part.detach().float()) for part in parts]
+    if len({len(part) for part in parts}) > 1:
+        raise ValueError(f"{path} is no textual inversion: clip_l has {len(parts[0])} vectors and clip_g "
+                         f"{len(parts[1])}; they need as many")
     word = token or name or path.stem
-    if not word.strip():
-        raise ValueError(f"the word {word!r} for {path} is blank; give another token")
-    return word, parts
+    if not isinstance(word, str) or not word.strip():
+        raise ValueError(f"the word {word!r} for {path} is {'blank' if isinstance(word, str) else 'no text'}; give "
+                         "another token")
+    return checked(word), parts
+
+
+def check_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:
+    """Raise the errors of `add_word`, and leave both as they are."""
+    table = encoder.text_model.embeddings
+    size, width = table.token_embedding.weight.shape
+    if vectors.shape[1] != width:
+        raise ValueError(f"the vectors of {word!r} are {vectors.shape[1]} wide, those of this model's text encoder "
+                         f"{width}: the textual inversion was made for another family of models")
+    if OPEN in tokenizer.normalizer.normalize_str(word):
+        raise ValueError(f"{word!r} is loaded already; give this textual inversion another token")
+    if (tokens := tokenizer.get_vocab_size()) != (known := size + (0 if table.extra is None else len(table.extra))):
+        raise ValueError(f"the tokenizer has {tokens} tokens and its text encoder {known}; words can only be added "
+                         "where they agree")
 
 
 def add_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:
@@ -77,17 +97,8 @@ def add_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor
     """
     from tokenizers import AddedToken, Regex, normalizers
 
-    table = encoder.text_model.embeddings
-    size, width = table.token_embedding.weight.shape
-    if vectors.shape[1] != width:
-        raise ValueError(f"the vectors of {word!r} are {vectors.shape[1]} wide, those of this model's text encoder "
-                         f"{width}: the textual inversion was made for another family of models")
-    if OPEN in tokenizer.normalizer.normalize_str(word):
-        raise ValueError(f"{word!r} is loaded already; give this textual inversion another token")
-    first = size + (0 if table.extra is None else len(table.extra))
-    if tokenizer.get_vocab_size() != first:
-        raise ValueError(f"the tokenizer has {tokenizer.get_vocab_size()} tokens and its text encoder {first}; words "
-                         "can only be added where they agree")
+    check_word(tokenizer, encoder, word, vectors)
+    table, first = encoder.text_model.embeddings, tokenizer.get_vocab_size()
     names = [f"{OPEN}{first + i}{CLOSE}" for i in range(len(vectors))]
     # added tokens are looked for in the normalized text: so the word is written as their names there
     tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])

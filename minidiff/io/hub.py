@@ -1,6 +1,7 @@
 """Where a model is: a path, what ships with the package, or a repository of the Hugging Face Hub in the local cache."""
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from minidiff.io.weights import weights_dir
 
 SHIPPED = "mini-sd"
 # of a repository: configs, tokenizers, and weights in the folders of the parts, but for those that nothing here reads
+ENDINGS = (".safetensors", ".bin")
 WANTED = ["*.json", "*.txt"]
 UNWANTED = ["safety_checker/*", "image_encoder/*", "feature_extractor/*", "vae_1_0/*", "vae_encoder/*", "vae_decoder/*",
             "*onnx*", "*openvino*", "*.msgpack"]
@@ -20,7 +22,7 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
     Args:
         source: "mini-sd"; a folder or file; or a repository "owner/name", which is looked for in the cache where
             huggingface_hub puts what it fetches (HF_HUB_CACHE, HF_HOME).
-        variant: of the weights to fetch.
+        variant: of the weights to fetch, for the parts that have it.
         download: fetch what the cache lacks of a repository; without it the network is never used.
 
     Raises:
@@ -42,7 +44,7 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
     if snapshot := _cached(str(source)):
         return snapshot
     raise FileNotFoundError(f"there is no folder {source}, and no such repository in the cache {cache()}; "
-                            "download=True would fetch it from huggingface.co")
+                            "download=True would fetch it from huggingface.co, in Python")
 
 
 def cache() -> Path:
@@ -72,15 +74,20 @@ def _fetch(name: str, variant: str | None) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ImportError("download=True needs the package huggingface_hub: pip install huggingface_hub") from error
-    tag = f".{variant}" if variant else ""
-    other = UNWANTED + ([] if variant else ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"])
-    for ending in (".safetensors", ".bin"):
+    tags, served = dict.fromkeys([f".{variant}" if variant else "", ""]), set()
+    # a part without the variant is fetched without it, one without safetensors as .bin: so they are read
+    for tag, ending in itertools.product(tags, ENDINGS):
+        other = UNWANTED + [f"{part}/*{end}" for part in served for end in ENDINGS]
+        other += [] if tag else ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"]
         weights = [f"*/*{tag}{ending}", f"*/*{tag}-*{ending}"]
         try:
             folder = Path(snapshot_download(name, allow_patterns=WANTED + weights, ignore_patterns=other))
         except OSError as error:
             raise FileNotFoundError(f"{name} cannot be fetched from huggingface.co, and is not in the cache {cache()}: "
                                     f"{str(error).strip().splitlines()[0]}") from error
-        if any(folder.glob(f"unet/*{ending}")):
+        weights = re.compile(rf"[^.]+{re.escape(tag)}(-[^.]*)?{re.escape(ending)}")
+        served |= {path.parent.name for path in folder.glob("*/*") if weights.fullmatch(path.name)}
+        networks = {path.parent.name for path in folder.glob("*/config.json")}
+        if served and networks <= served:
             break
     return folder

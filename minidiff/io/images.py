@@ -246,11 +246,11 @@ def check_writable(paths: list[Path], overwrite: bool = False) -> None:
             raise ValueError(f"cannot write into {folder}: {error.strerror}") from error
 
 
-def fit(image: Image.Image, side: int) -> Image.Image:
-    """The middle square of a picture, resized."""
+def fit(image: Image.Image, height: int, width: int | None = None) -> Image.Image:
+    """The middle of a picture in this shape (None: a square), resized."""
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (width or height, height), Image.Resampling.LANCZOS)
 
 
 def enlarge(image: Image.Image, scale: int) -> Image.Image:

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from minidiff.io.checkpoint import EMA, FAMILIES, KINDS, PARTS, TITLES, WIDTHS, family, kind, part
+from minidiff.io.checkpoint import EMA, FAMILIES, KINDS, PARTS, TITLES, WIDTHS, family, kind, named, part, predicts
 from minidiff.io.hub import find
-from minidiff.io.weights import State, load_state, read_json, read_object
+from minidiff.io.weights import State, load_state, read_json, read_notes, read_object
 
+SMALL = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_model.safetensors",
+         "learned_embeds.safetensors", "learned_embeds.bin")  # a LoRA or a textual inversion in a folder of its own
 STEMS = ("diffusion_pytorch_model", "model")
 ENCODERS = {768: "sd1", 1024: "sd2", 1280: "sdxl"}  # by the width of the (second) text encoder
 
@@ -24,7 +26,8 @@ def describe(path: str | Path) -> dict[str, Any]:
 
     Returns:
         {"path", "family", "parameters", "dtype", "prediction_type" (None where nothing says it), "scheduler",
-        "parts": {name: {"class", "parameters", "dtype"}}}
+        "zero_terminal_snr" (whether the last time of training was noise alone), "parts": {name: {"class", "parameters",
+        "dtype"}}}
 
     Raises:
         FileNotFoundError, ValueError: no model is there, or a file is damaged.
@@ -34,11 +37,13 @@ def describe(path: str | Path) -> dict[str, Any]:
     """
     path = find(path)
     result = {"path": str(path), "family": None, "parameters": 0, "dtype": None, "prediction_type": None,
-              "scheduler": None, "parts": {}}
+              "scheduler": None, "zero_terminal_snr": False, "parts": {}}
     if path.is_file():
         result |= _file(path)
     elif (path / "model_index.json").is_file():
         result |= _folder(path)
+    elif small := next((path / name for name in SMALL if (path / name).is_file()), None):
+        result |= _file(small)
     elif (path / "config.json").is_file():
         network = _network(path)
         result |= {"family": network["class"], "parts": {path.name: network}}
@@ -63,13 +68,14 @@ def count(state: State) -> dict[str, Any]:
 
 def _file(path: Path) -> dict[str, Any]:
     content = None if path.suffix == ".safetensors" else read_object(path)
-    if isinstance(content, dict) and "string_to_param" in content:       # AUTOMATIC1111's textual inversion
-        vectors = {name: value for name, value in content["string_to_param"].items() if isinstance(value, Tensor)}
+    words = content.get("string_to_param") if isinstance(content, dict) else None
+    if isinstance(words, dict):                                          # AUTOMATIC1111's textual inversion
+        vectors = {name: value for name, value in words.items() if isinstance(value, Tensor)}
         return {"family": _words(vectors), "parts": {path.name: count(vectors)}}
     state = load_state(path, headers=True)
     what = kind(state)
     if what == "checkpoint":
-        return _checkpoint(state)
+        return _checkpoint(state, read_notes(path))
     title = KINDS.get(what, what)
     if what == "embedding":
         title = _words(state)
@@ -78,7 +84,7 @@ def _file(path: Path) -> dict[str, Any]:
     return {"family": title, "parts": {path.name: count(state)}}
 
 
-def _checkpoint(state: State) -> dict[str, Any]:
+def _checkpoint(state: State, notes: dict[str, Any]) -> dict[str, Any]:
     """Of a single file with a whole model: what it says itself, and what its family's published config does."""
     found, name = {}, family(state)
     for network in PARTS:
@@ -90,37 +96,46 @@ def _checkpoint(state: State) -> dict[str, Any]:
     unet, _ = part(state, "unet")
     title = "Stable Diffusion" if name is None else TITLES[name.split("-")[0]]
     inpaints = "input_blocks.0.0.weight" in unet and unet["input_blocks.0.0.weight"].shape[1] == 9
-    # nothing in a file of Stable Diffusion 2 tells which of two it is
-    predicts = None if name in ("sd2", None) else FAMILIES[name]["scheduler"]["prediction_type"]
+    # the tensors of a file of Stable Diffusion 2 do not tell which of two it is
+    usual = None if name in ("sd2", None) else FAMILIES[name]["scheduler"]["prediction_type"]
+    said = predicts(state, notes)
     return {"family": f"{title}{' inpainting' if inpaints else ''}, single file", "parts": found,
-            "prediction_type": predicts}
+            "prediction_type": said.get("prediction_type", usual),
+            "zero_terminal_snr": said.get("rescale_betas_zero_snr", False)}
 
 
 def _folder(folder: Path) -> dict[str, Any]:
     index, result = read_json(folder / "model_index.json"), {}
-    names = [name for name, value in index.items() if isinstance(value, list) and value[1]]
+    names = [name for name, value in index.items() if isinstance(value, list) and named(index, name)]
     result["parts"] = {name: _network(folder / name) for name in names if (folder / name / "config.json").is_file()}
     if "unet" in names:
         config = read_json(folder / "unet" / "config.json")
-        width, inputs = config.get("cross_attention_dim", 1280), config.get("in_channels", 4)
-        title = TITLES.get(WIDTHS.get(width), f"{index.get('_class_name')} of its own size (context of {width})")
+        width = config.get("cross_attention_dim", 1280)
+        known = WIDTHS.get(width) if isinstance(width, int) else None
+        title = TITLES.get(known, f"{index.get('_class_name')} of its own size (context of {width})")
         latent = " LCM" if config.get("time_cond_proj_dim") else ""
-        result["family"] = title + latent + (" inpainting" if inputs > config.get("out_channels", 4) else "")
+        inpaints = config.get("in_channels", 4) == 2 * config.get("out_channels", 4) + 1
+        result["family"] = title + latent + (" inpainting" if inpaints else "")
     if "scheduler" in names:
         config = read_json(folder / "scheduler" / "scheduler_config.json")
-        result |= {"scheduler": config.get("_class_name"), "prediction_type": config.get("prediction_type", "epsilon")}
+        result |= {"scheduler": named(index, "scheduler"),
+                   "prediction_type": config.get("prediction_type") or "epsilon",
+                   "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr"))}
     return result
 
 
 def _network(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
-    what = config.get("_class_name") or (config.get("architectures") or ["unknown"])[0]
+    named = config.get("_class_name") or config.get("architectures") or "unknown"
+    what = named if isinstance(named, str) else str(named[0])
     return {"class": what, **count(_weights(folder))}
 
 
 def _weights(folder: Path) -> State:
     """Of the usual file name, or of a variant if there is nothing else."""
-    for variant in (None, "fp16", "non_ema"):
+    names = [path.name.split(".") for path in sorted(folder.iterdir())]
+    tags = {parts[1].split("-")[0] for parts in names if len(parts) == 3} - {"safetensors", "bin"}
+    for variant in (None, *sorted(tags)):
         for stem in STEMS:
             try:
                 return load_state(folder, stem, variant, headers=True)

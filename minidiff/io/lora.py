@@ -8,18 +8,21 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from minidiff.io import rename
-from minidiff.io.weights import load_state, save_state
+from minidiff.io.checkpoint import KINDS, kind
+from minidiff.io.weights import load_state, nonfinite, read_json, read_notes, save_state
 
 # the end of a key; before it stands the name of the layer, and in old files `_lora`
 PAIR = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.(lora_down|lora_A|down|lora_up|lora_B|up)"
                   r"(?:\.default)?\.weight")
+PEFT = ("adapter_model.safetensors", "adapter_model.bin")
 KOHYA = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
 OLD = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "to_out.0": "to_out"}
 
@@ -77,8 +80,8 @@ class Loras:
         Raises:
             ValueError: the scale is no finite number.
         """
-        if not math.isfinite(scale):
-            raise ValueError(f"the scale of a LoRA is {scale}; it must be a finite number")
+        if not (isinstance(scale, Real) and math.isfinite(scale)):
+            raise ValueError(f"the scale of a LoRA is {scale!r}; it must be a finite number")
         handle = next(self.handles)
         self.loaded[handle] = (lora, scale)
         self._mix(lora)
@@ -115,39 +118,51 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
     """Read a LoRA file: kohya's (also on CompVis names, as for SDXL), diffusers' of every age, PEFT's.
 
     Args:
-        path: the file, or a folder with `pytorch_lora_weights.safetensors`.
+        path: the file, or a folder with `pytorch_lora_weights.safetensors`, or with PEFT's `adapter_model.safetensors`
+            and the `adapter_config.json` that belongs to it.
         parts: the networks that it may change, see `Loras`.
 
     Raises:
         FileNotFoundError, ValueError: the file cannot be read, holds no LoRA, or one of another model or kind.
     """
+    path = Path(path)
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        path = next((path / name for name in PEFT if (path / name).is_file()), path)
     state = load_state(path, "pytorch_lora_weights")
-    layers, pairs, alphas, odd = _layers(parts), {}, {}, []
+    if (what := kind(state)) in KINDS and what not in ("lora", "unknown"):
+        raise ValueError(f"{path} is no LoRA but a {KINDS[what]}")
+    layers, pairs, alphas, odd, twice = _layers(parts), {}, {}, [], []
     names = _spellings(layers)
     for key, tensor in state.items():
         match = PAIR.fullmatch(key)
         spelled = match[1] if match else key.removesuffix(".alpha")
         name = names.get(spelled.replace(".processor.", ".").removeprefix("base_model.model."))
-        if name and match and tensor.ndim > 1:
-            pairs.setdefault(name, {})["down" if match[2] in ("lora_down", "lora_A", "down") else "up"] = tensor
-        elif name and key.endswith(".alpha") and tensor.numel() == 1:
-            alphas[name] = float(tensor)
-        else:
+        half = "down" if match and match[2] in ("lora_down", "lora_A", "down") else "up"
+        if not name or not (match and tensor.ndim > 1 and tensor.numel() or key.endswith(".alpha")
+                            and tensor.numel() == 1):
             odd.append(key)
+        elif half in pairs.get(name, {}) if match else name in alphas:
+            twice.append(key)
+        elif match:
+            pairs.setdefault(name, {})[half] = tensor
+        else:
+            alphas[name] = float(tensor)
     halves = [name for name, pair in pairs.items() if len(pair) == 1] + sorted(alphas.keys() - pairs.keys())
-    settings = _settings(Path(path))
+    settings = _settings(path)
     lora = {name: Change(**pair, factor=_factor(name, len(pair["down"]), alphas, settings))
             for name, pair in pairs.items() if len(pair) == 2}
     shapes = [f"{name} {list(c.up.shape)}·{list(c.down.shape)} for {list(layers[name].weight.shape)}"
               for name, c in lora.items() if not c.fits(layers[name].weight)]
-    problems = {"unknown": odd, "without its counterpart": halves, "of the wrong shape": shapes}
+    whole = [key for key, tensor in state.items() if not tensor.is_floating_point() and not key.endswith(".alpha")]
+    problems = {"unknown": odd, "for a layer that has one already": twice, "without its counterpart": halves,
+                "of the wrong shape": shapes, "not of real numbers": whole}
     if found := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
         raise ValueError(f"{path} does not fit this model, or is no plain LoRA (LoHa, LoKr and DoRA are not "
                          f"supported); {found}")
     if not lora:
         raise ValueError(f"{path} holds no LoRA: it is empty")
     if broken := [name for name, c in lora.items()
-                  if not (c.down.isfinite().all() and c.up.isfinite().all() and math.isfinite(c.factor))]:
+                  if nonfinite({"down": c.down, "up": c.up}) or not math.isfinite(c.factor)]:
         raise ValueError(f"{path} holds NaN or infinite numbers in {_some(broken)}")
     return lora
 
@@ -190,28 +205,38 @@ def _spellings(layers: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _settings(path: Path) -> dict:
-    """What diffusers writes into a safetensors header beside the weights: "unet.lora_alpha" and the like."""
+def _settings(path: Path) -> dict[str, Any]:
+    """What stands beside the weights, "unet.lora_alpha" and the like: by diffusers in a safetensors header, by PEFT in
+    a file of its own, without the part's name.
+    """
     path = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
-    if path.suffix != ".safetensors":
-        return {}
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+    own = path.parent / "adapter_config.json"
+    if path.name in PEFT and own.is_file():
+        return {f"{part}.{key}": value for part in KOHYA for key, value in read_json(own).items()}
+    text = read_notes(path).get("lora_adapter_metadata", "{}") if path.suffix == ".safetensors" else "{}"
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} has garbled lora_adapter_metadata: {error}") from error
+    if not isinstance(found, dict | None):
+        raise ValueError(f"{path} has garbled lora_adapter_metadata: it is a {type(found).__name__}, not an object")
+    return found or {}
 
 
-def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict) -> float:
-    """alpha/rank; alpha is that of the layer, else that of its part, else the rank."""
+def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, Any]) -> float:
+    """alpha/rank, or with use_rslora alpha/√rank (2312.03732); alpha of the layer, else of its part, else the rank."""
     part, _, path = name.partition(".")
-    patterns = (settings.get(f"{part}.alpha_pattern") or {}).items()
-    own = next((alpha for pattern, alpha in patterns if re.fullmatch(rf"(.*\.)?({pattern})", path)), None)
-    alpha = alphas.get(name, own or settings.get(f"{part}.lora_alpha") or rank)
-    return alpha / (rank ** 0.5 if settings.get(f"{part}.use_rslora") else rank)
+    patterns, whole, root = (settings.get(f"{part}.{key}") for key in ("alpha_pattern", "lora_alpha", "use_rslora"))
+    if not (isinstance(patterns, dict | None) and isinstance(root, bool | None) and all(
+            isinstance(alpha, int | float | None) for alpha in (whole, *(patterns or {}).values()))):
+        raise ValueError(f"the LoRA's settings for {part} are garbled: lora_alpha is {whole!r}, alpha_pattern "
+                         f"{patterns!r}, use_rslora {root!r}")
+    try:
+        own = [alpha for pattern, alpha in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({pattern})", path)]
+    except re.error as error:
+        raise ValueError(f"the LoRA's settings for {part} are garbled: alpha_pattern {patterns!r}") from error
+    alpha = next((a for a in (alphas.get(name), *own[:1], whole) if a is not None), rank)
+    return alpha / (rank ** 0.5 if root else rank)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from minidiff.io import checkpoint, rename
-from minidiff.io.weights import load_state, read_json, save_state, write_atomic
+from minidiff.io.weights import load_state, read_json, read_notes, save_state, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
@@ -36,7 +36,8 @@ class Model(NamedTuple):
 
 def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Path | None = None,
          variant: str | None = None, ema: bool = False, device: str | torch.device | None = None,
-         dtype: torch.dtype | None = None, vae_dtype: torch.dtype | None = None) -> Model:
+         dtype: torch.dtype | None = None, vae_dtype: torch.dtype | None = None,
+         prediction_type: str | None = None) -> Model:
     """Load a model from a folder or a single file; the arguments: see `StableDiffusion.from_pretrained`.
 
     Raises:
@@ -44,21 +45,25 @@ def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Pat
         ValueError: a file is garbled, does not fit, or is of another kind.
     """
     options = {"device": device, "dtype": dtype}
+    said = {"prediction_type": prediction_type} if prediction_type is not None else {}
     if source.is_dir():
         if config is not None or ema:
             raise ValueError(f"config and ema are for single files; {source} is a folder and has its own configs")
         index = _index(source)
-        scheduler = read_json(source / "scheduler" / "scheduler_config.json")
+        # diffusers takes the class from the index, whatever the config says
+        scheduler = {**read_json(source / "scheduler" / "scheduler_config.json"),
+                     "_class_name": checkpoint.named(index, "scheduler"), **said}
         text = Text.from_pretrained(source, tokenizer=tokenizer, variant=variant, **options)
-        unet = UNet.from_pretrained(source / "unet", variant=variant, **options)
-        vae = VAE.from_pretrained(source / "vae", variant=variant, device=device, dtype=vae_dtype)
-        return Model(text, unet, vae, scheduler, index.get("force_zeros_for_empty_prompt", text.pooled))
+        unet, vae = source / "unet", source / "vae"
+        return Model(text, UNet.from_pretrained(unet, variant=variant_of(unet, variant), **options),
+                     VAE.from_pretrained(vae, variant=variant_of(vae, variant), device=device, dtype=vae_dtype),
+                     scheduler, text.pooled and bool(index.get("force_zeros_for_empty_prompt", True)))
 
     state = load_state(source)
     if (kind := checkpoint.kind(state)) != "checkpoint":
         raise ValueError(f"{source} is no whole model but a {checkpoint.KINDS.get(kind, kind)}"
                          + (f": {ADVICE[kind]}" if kind in ADVICE else ""))
-    configs = checkpoint.configs(config, state, source)
+    configs = checkpoint.configs(config, state, source, read_notes(source))
     encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
     found = {name: checkpoint.part(state, name, ema and name == "unet") for name in ("unet", "vae", *encoders)}
     parts = {name: tensors for name, (tensors, prefix) in found.items() if prefix}
@@ -68,7 +73,7 @@ def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Pat
                 [CLIPText.from_state(configs[name], parts[name], source, **options) for name in encoders])
     unet = UNet.from_state(configs["unet"], parts["unet"], source, **options)
     vae = VAE.from_state(configs["vae"], parts["vae"], source, device=device, dtype=vae_dtype)
-    return Model(text, unet, vae, configs["scheduler"], text.pooled)
+    return Model(text, unet, vae, {**configs["scheduler"], **said}, text.pooled)
 
 
 def save_folder(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -99,7 +104,7 @@ def save_folder(model: Model, folder: Path, dtype: torch.dtype | None = None) ->
 def save_file(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
     """Write a model's weights to one safetensors file, in CompVis' and OpenCLIP's naming.
 
-    Neither configs nor tokenizers are in such a file.
+    Neither configs nor tokenizers are in such a file, but what the U-Net predicts is, see `checkpoint.predicts`.
 
     Args:
         dtype: of the numbers in the file; None: that of the networks.
@@ -118,7 +123,10 @@ def save_file(model: Model, path: Path, dtype: torch.dtype | None = None) -> Non
         own = net.state_dict()
         named = rename.to_theirs(places(own), own) if places else own
         state |= {prefix + name: tensor.to(dtype) if dtype else tensor for name, tensor in named.items()}
-    save_state(state, path)
+    kind = model.scheduler.get("prediction_type") or "epsilon"
+    marks = {"v_pred": kind == "v_prediction", "ztsnr": bool(model.scheduler.get("rescale_betas_zero_snr"))}
+    state |= {name: torch.zeros(0) for name, said in marks.items() if said}
+    save_state(state, path, {"modelspec.prediction_type": "v" if kind == "v_prediction" else kind})
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -128,9 +136,12 @@ def _index(folder: Path) -> dict[str, Any]:
     if not isinstance(name, str) or not PIPELINES.fullmatch(name):
         raise ValueError(f"{folder} is a {name}; supported are pipelines of Stable Diffusion 1, 2, XL and latent "
                          "consistency models")
+    if index.get("requires_aesthetics_score"):
+        raise ValueError(f"{folder} has requires_aesthetics_score = true, as the refiner of Stable Diffusion XL; it is "
+                         "not supported")
     needed = ["unet", "vae", "scheduler", "text_encoder", "tokenizer"]
     needed += ["text_encoder_2", "tokenizer_2"] if "XL" in name else []
-    if missing := [part for part in needed if (index.get(part) or [None])[0] is None]:
+    if missing := [part for part in needed if checkpoint.named(index, part) is None]:
         raise ValueError(f"{folder} is incomplete: its model_index.json names no {', '.join(missing)}")
     return index
 

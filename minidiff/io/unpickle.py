@@ -19,6 +19,8 @@ STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
+TRAINER = {"epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers",
+           "loops", "hyper_parameters", "hparams_name", "native_amp_scaling_state"}  # what Lightning saves besides
 
 
 class Stub:
@@ -43,11 +45,22 @@ class Stub:
         pass
 
 
+class Parameters(dict):
+    """What a `torch.nn.ParameterDict` holds: the tensors of its pickled state, nothing else of it."""
+
+    def __setstate__(self, state: Any) -> None:
+        held = state.get("_parameters") if isinstance(state, dict) else None
+        self.update((k, v) for k, v in (held if isinstance(held, dict) else {}).items() if isinstance(v, Tensor))
+
+
+PARAMETERS = [(Parameters, "torch.nn.modules.container.ParameterDict")]  # for torch.serialization.safe_globals
+
+
 def load_tensors(path: str | Path) -> Any:
     """Read a file of torch ≥ 1.6 (a zip archive), its tensors memory-mapped.
 
     Returns:
-        What was saved; whatever is no tensor, number, string or container is a `Stub`.
+        What was saved; whatever is no tensor, number, string or container is a `Stub`, a ParameterDict `Parameters`.
 
     Raises:
         Exception: of many kinds, if the file is damaged or of another format.
@@ -81,18 +94,82 @@ def load_tensors(path: str | Path) -> Any:
             return reader.load()
 
 
+def load_old(path: str | Path) -> Any:
+    """The same for a file as torch < 1.6 wrote it: five pickles, then the bytes of the storages.
+
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> torch.save({"a": torch.ones(2)}, f"{folder.name}/x.pt", _use_new_zipfile_serialization=False)
+    >>> load_old(f"{folder.name}/x.pt")
+    {'a': tensor([1., 1.])}
+    """
+    storages: dict[str, tuple[torch.UntypedStorage, torch.dtype]] = {}
+    size = Path(path).stat().st_size
+
+    def storage(saved: tuple) -> Any:
+        if saved[0] == "module":                                             # a class, with its source text
+            return saved[1]
+        _, dtype, key, _, n, view = saved
+        if view is not None or n * dtype.itemsize > size:
+            raise pickle.UnpicklingError(f"storage {key} is a view or longer than the file")
+        return storages.setdefault(key, (torch.UntypedStorage(n * dtype.itemsize), dtype))
+
+    with open(path, "rb") as file:
+        if _Unpickler(file).load() != torch.serialization.MAGIC_NUMBER:
+            raise pickle.UnpicklingError("not a file of torch.save")
+        _version, _system = (_Unpickler(file).load() for _ in range(2))
+        reader = _Unpickler(file)
+        reader.persistent_load = storage
+        content = reader.load()
+        for key in _Unpickler(file).load():
+            data, _ = storages[key]
+            file.seek(8, 1)                                                  # the number of its elements
+            if len(data):
+                data.copy_(torch.frombuffer(bytearray(file.read(len(data))), dtype=torch.uint8).untyped_storage())
+    return content
+
+
+def inner(content: Any, path: Path) -> Any:
+    """Of dictionaries in a dictionary the one that holds tensors, as trainers save it beside their own state.
+
+    Raises:
+        ValueError: there are several, and none is called state_dict. path: of the file, for the message.
+
+    >>> inner({"model": {"a": torch.ones(1)}, "epoch": 3}, Path("x.ckpt"))
+    {'a': tensor([1.])}
+    """
+    while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
+        found = {k: v for k, v in content.items()
+                 if isinstance(k, str) and k not in TRAINER and isinstance(v, dict) and _holds(v)}
+        if len(found) > 1 and "state_dict" not in found:
+            raise ValueError(f"{path} holds several dictionaries of tensors: {', '.join(sorted(found)[:10])}; save the "
+                             "one to use in a file of its own")
+        if not found:
+            break
+        content = found.get("state_dict") or next(iter(found.values()))
+    return content
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         # made anew for each use: a pickle may set attributes of what it is given
         known = {("collections", "OrderedDict"): OrderedDict,
+                 ("torch.nn.modules.container", "ParameterDict"): type("Parameters", (Parameters,), {}),
                  ("torch._utils", "_rebuild_tensor"): lambda *args: _tensor(*args),
                  ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _tensor(*args),
-                 ("torch._utils", "_rebuild_parameter"): lambda data, *_: data}
+                 ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+                 ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *_: data}
         return known.get((module, name)) or type(name, (Stub,), {})
 
 
 def _tensor(stored: tuple, start: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
     data, dtype = stored
     return torch.empty(0, dtype=dtype).set_(data, start, shape, strides)   # beyond the storage's end is an error
+
+
+def _holds(content: dict, depth: int = 4) -> bool:
+    """Whether tensors are in a dictionary by their names, or deeper."""
+    return any(isinstance(k, str) and (isinstance(v, Tensor) or depth and isinstance(v, dict) and _holds(v, depth - 1))
+               for k, v in content.items() if k not in TRAINER)

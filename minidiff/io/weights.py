@@ -8,6 +8,7 @@ outside the given folder is opened, and whatever is wrong with a file is said in
 import json
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from minidiff.io.unpickle import Stub, load_tensors
+from minidiff.io.unpickle import PARAMETERS, TRAINER, Stub, inner, load_old, load_tensors
 
 State = dict[str, Tensor]
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -24,8 +25,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # in safetensors headers
 ZIP = b"PK\x03\x04"
 CHECKED = 2**28  # bytes up to which loading looks for NaN: a tenth of a second
-TRAINER = {"epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers",
-           "loops", "hyper_parameters", "hparams_name", "native_amp_scaling_state"}  # what Lightning saves besides
+WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 
 
 def weights_dir() -> Path:
@@ -62,7 +62,7 @@ def read_json(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path.name} in {path.parent}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(_diagnosis(path) or f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -82,7 +82,8 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
         headers: of safetensors files only read the headers, and give tensors on the meta device.
 
     Returns:
-        {name: CPU tensor}, in the dtype of the file.
+        {name: CPU tensor}, in the dtype of the file. Of a pickle with one dictionary of tensors in others
+        ("state_dict", "model" …) that one; without the prefix that DataParallel or torch.compile gives to all names.
 
     Raises:
         FileNotFoundError: nothing of that name; the message says what was looked for, and what is there.
@@ -105,11 +106,50 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
             return _read(file, headers)
         if index.is_file():
             return _read_shards(index, headers)
+    if not source.exists():
+        raise FileNotFoundError(f"there is no folder {source}")
     found = sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
     raise FileNotFoundError(
         f"looked for {stem}{tag}.safetensors or {pickled}{tag}.bin in {source}: "
-        + (f"there is only {', '.join(found)}" + _variant_hint(found, variant) if found else "it holds no weights")
-    )
+        + (f"there is only {', '.join(found)}" + _variant_hint(source, (stem, pickled), variant) if found
+           else "it holds no weights"))
+
+
+def variant_of(folder: Path, variant: str | None) -> str | None:
+    """The variant to read of a part of a model, as in diffusers: None where only other parts come in that variant.
+
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> save_state({"a": torch.ones(2)}, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    >>> save_state({"a": torch.ones(2)}, folder / "vae" / "diffusion_pytorch_model.safetensors")
+    >>> variant_of(folder / "unet", "fp16"), variant_of(folder / "vae", "fp16")
+    ('fp16', None)
+    """
+    def comes(part: Path) -> bool:
+        return any(part.glob(f"*.{variant}.*")) or any(part.glob(f"*.{variant}-*"))
+
+    elsewhere = variant and not comes(folder) and any(comes(part) for part in folder.parent.iterdir() if part.is_dir())
+    return None if elsewhere else variant
+
+
+def read_notes(path: str | Path) -> dict[str, Any]:
+    """What a weight file says beside its tensors: a safetensors file's `__metadata__`, a pickle's texts and numbers.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_state`.
+
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> torch.save({"state_dict": {}, "global_step": 875000}, f"{folder.name}/x.ckpt")
+    >>> read_notes(f"{folder.name}/x.ckpt")
+    {'global_step': 875000}
+    """
+    if Path(path).suffix != ".safetensors":
+        content = read_object(path)
+        items = content.items() if isinstance(content, dict) else ()
+        return {k: v for k, v in items if isinstance(v, (str, int, float))}
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
 
 
 def read_object(path: str | Path, headers: bool = False) -> Any:
@@ -137,11 +177,10 @@ def read_object(path: str | Path, headers: bool = False) -> Any:
         with open(path, "rb") as file:
             is_zip = file.read(4) == ZIP                                 # before torch 1.6: a bare pickle, no mmap
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            with torch.serialization.safe_globals(PARAMETERS):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except pickle.UnpicklingError:
-            if not is_zip:
-                raise
-            return load_tensors(path)
+            return (load_tensors if is_zip else load_old)(path)
     except pickle.UnpicklingError as error:     # torch's own text advises to load it unsafely
         raise ValueError(_diagnosis(path) or f"{path} is no plain file of tensors: it is garbled, or would run code to "
                          "load, which minidiff never does") from error
@@ -197,12 +236,13 @@ def nonfinite(state: State) -> str:
     return _first_ten([name for name, tensor in state.items() if not _finite(tensor)])
 
 
-def save_state(state: State, path: str | Path) -> None:
+def save_state(state: State, path: str | Path, notes: dict[str, str] | None = None) -> None:
     """Write tensors to a safetensors file, all or nothing: a temporary file beside it, then one rename.
 
     Args:
         state: {name: tensor} of any device, layout or sharing; they are written contiguous and untied.
         path: the `.safetensors` file; its folder is made if need be, an existing file is replaced.
+        notes: for the file's `__metadata__`.
 
     >>> folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     >>> save_state({"a": torch.zeros(2, 3).T}, Path(folder.name) / "new" / "a.safetensors")
@@ -217,7 +257,8 @@ def save_state(state: State, path: str | Path) -> None:
         storage = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if storage in seen else tensor      # safetensors refuses shared storage
         seen.add(storage)
-    _replace(path, lambda file: save_file(plain, file.name, metadata={"format": "pt"}))  # transformers insists on it
+    # transformers insists on the format
+    _replace(path, lambda file: save_file(plain, file.name, metadata={"format": "pt", **(notes or {})}))
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
@@ -248,17 +289,29 @@ def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def _read(path: Path, headers: bool = False) -> State:
-    content = read_object(path, headers)
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    content = inner(read_object(path, headers), path)
     if isinstance(content, dict):
-        content = {k: v for k, v in content.items() if k not in TRAINER}
-        if foreign := [k for k, v in content.items() if isinstance(v, Stub)]:
+        # such as a LoRA's alpha
+        content = {k: torch.tensor(v) if isinstance(v, (int, float)) and "." in str(k) else v
+                   for k, v in content.items() if k not in TRAINER}
+        if foreign := [str(k) for k, v in content.items() if isinstance(v, Stub)]:
             raise ValueError(f"{path} is no plain file of tensors: {_first_ten(foreign)} would run code to load, which "
                              "minidiff never does")
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path} should hold a flat dictionary of tensors")
+        raise ValueError(f"{path} should hold a flat dictionary of tensors" + _odd(content))
+    if odd := [repr(k) for k in content if not isinstance(k, str)]:
+        raise ValueError(f"{path} should hold tensors by their names; {_first_ten(odd)} is no name")
+    while prefix := next((p for p in WRAPPERS if content and all(k.startswith(p) for k in content)), None):
+        content = {k.removeprefix(prefix): v for k, v in content.items()}
     return content
+
+
+def _odd(content: Any) -> str:
+    """What stands in the way of a flat dictionary of tensors."""
+    if not isinstance(content, dict):
+        return f", not a {type(content).__name__}"
+    name, value = next((k, v) for k, v in content.items() if not isinstance(v, Tensor))
+    return f"; its {name} is a {type(value).__name__}"
 
 
 def _read_shards(index: Path, headers: bool) -> State:
@@ -280,7 +333,7 @@ def _finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite: one pass, no temporary; a sum that overflows is looked at again."""
     if not tensor.is_floating_point() or torch.isfinite(tensor.sum(dtype=torch.float32)):
         return True
-    return bool(torch.isfinite(tensor).all())
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.half()).all())  # of 8 bits: not asked
 
 
 def _diagnosis(path: Path) -> str | None:
@@ -303,9 +356,13 @@ def _diagnosis(path: Path) -> str | None:
     return None
 
 
-def _variant_hint(found: list[str], variant: str | None) -> str:
-    tags = sorted({parts[1] for name in found if len(parts := name.split(".")) == 3 and parts[1] != variant})
-    return f"; variant={tags[0]!r} would take it" if tags else ""
+def _variant_hint(folder: Path, stems: tuple[str, str], variant: str | None) -> str:
+    """Which variant would find a file, or an index of shards."""
+    name = re.compile(r"([^.]+)(?:\.(?P<file>[^.-]+))?\.(?:safetensors|bin)"
+                      r"(?P<index>\.index(?:\.(?P<tag>[^.]+))?\.json)?")
+    files = [match for path in folder.iterdir() if (match := name.fullmatch(path.name)) and match[1] in stems]
+    tags = {match["tag" if match["index"] else "file"] or "" for match in files} - {variant or ""}
+    return f"; variant={min(tags) or None!r} would take it, in Python" if tags else ""
 
 
 def _first_ten(names) -> str:

@@ -83,7 +83,7 @@ class EncoderConfig(Config):
             if len(self.each(name)) != n:
                 raise ValueError(f"{name} is {getattr(self, name)}, it needs one value or {n}")
         for ch, heads in zip(self.block_out_channels, self.each("heads")):
-            if ch % self.norm_num_groups or ch % heads:
+            if min(ch, heads, self.norm_num_groups) < 1 or ch % self.norm_num_groups or ch % heads:
                 raise ValueError(f"{ch} channels are not divisible by {self.norm_num_groups} groups and {heads} heads")
 
     def check_blocks(self, name: str) -> None:

@@ -8,7 +8,8 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minidiff.io import checkpoint
-from minidiff.io.weights import State, load_state, load_strict, read_json, save_state, write_atomic
+from minidiff.io.weights import State, load_state, load_strict, read_json, read_notes, save_state, write_atomic
+
+REFUSED = object()  # in place of a value that a field does not take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +43,23 @@ class Config:
         """Make a config from a parsed `config.json`. Missing keys take diffusers' class default.
 
         Raises:
-            ValueError: a key that we do not know says anything but null, false, empty or its default.
+            ValueError: a key that we do not know says anything but null, false, empty or its default; a value is of
+                another type than its field; or the config is of another class.
 
         >>> from minidiff.nets.vae import VAEConfig
         >>> VAEConfig.from_dict({"latent_channels": 8, "act_fn": "silu", "_diffusers_version": "0.6"}).latent_channels
         8
         """
         own = {cls.renamed.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}
-        given = {}
+        given, hints, name = {}, get_type_hints(cls), cls.saved.get("_class_name")
+        if name and values.get("_class_name", name) != name:
+            raise ValueError(f"the config is of a {values['_class_name']}, not of a {name}")
         for key, value in values.items():
             value = _tuples(value)
             if key in own:
-                given[own[key]] = value
+                given[own[key]] = _typed(value, hints[own[key]])
+                if given[own[key]] is REFUSED:
+                    raise ValueError(f"{cls.__name__} has {key} = {value!r}; it should be {_said(hints[own[key]])}")
             elif not (key.startswith("_") or key in cls.ignored or value is None
                       or (value == cls.default[key] if key in cls.default else value in (False, "", (), {}))):
                 raise ValueError(f"{cls.__name__} does not support {key} = {value!r}")
@@ -114,7 +122,7 @@ class Net(nn.Module):
             values = read_json(Path(source) / "config.json")
             return cls.from_state(values, load_state(source, cls.stem, variant), source, device=device, dtype=dtype)
         state = load_state(source)
-        values = checkpoint.values(cls.part, config, state, source)
+        values = checkpoint.values(cls.part, config, state, source, read_notes(source))
         return cls.from_state(values, checkpoint.part(state, cls.part)[0], source, device=device, dtype=dtype)
 
     @classmethod
@@ -262,6 +270,28 @@ class Upsample(nn.Module):
         if size is None or size == (2 * x.shape[2], 2 * x.shape[3]):
             return self.conv(F.interpolate(x, scale_factor=2.0))
         return self.conv(F.interpolate(x, size=size))
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A value as a field of this type takes it: whole floats are ints, ints are floats; else REFUSED."""
+    if get_origin(hint) is tuple:
+        parts = [_typed(part, get_args(hint)[0]) for part in value] if isinstance(value, tuple) else [REFUSED]
+        return REFUSED if REFUSED in parts else tuple(parts)
+    if isinstance(hint, UnionType):
+        return next((found for part in get_args(hint) if (found := _typed(value, part)) is not REFUSED), REFUSED)
+    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        return hint(value) if math.isfinite(value) and (hint is float or 0 <= value == value // 1) else REFUSED
+    return value if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)) else REFUSED
+
+
+def _said(hint: Any) -> str:
+    """A field's type for a reader of JSON."""
+    names = {int: "a whole number from 0 on", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    if isinstance(hint, UnionType):
+        return " or ".join(map(_said, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return {int: "a list of whole numbers", str: "a list of texts"}[get_args(hint)[0]]
+    return names.get(hint, hint.__name__)
 
 
 def _tuples(value: Any) -> Any:

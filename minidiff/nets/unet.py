@@ -18,19 +18,19 @@ class UNetConfig(EncoderConfig):
 
     Args:
         in_channels … projection_class_embeddings_input_dim: see `EncoderConfig`.
-        sample_size: side of the training latents; information only.
+        sample_size: side of the training latents, or height and width; information only.
         out_channels: 4.
         up_block_types: "CrossAttnUpBlock2D" or "UpBlock2D", from the coarsest to the finest.
         time_cond_proj_dim: width of the embedding of the guidance weight `w` (latent consistency models: 256).
 
     Raises:
-        ValueError: an unknown block type, or numbers that do not divide each other.
+        ValueError: an unknown block type, numbers that do not divide each other, or another number of sides.
 
     >>> UNetConfig.from_dict({"attention_head_dim": [5, 10, 20, 20]}).heads
     (5, 10, 20, 20)
     """
 
-    sample_size: int | None = None
+    sample_size: int | tuple[int, ...] | None = None
     out_channels: int = 4
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     time_cond_proj_dim: int | None = None
@@ -40,6 +40,22 @@ class UNetConfig(EncoderConfig):
     def __post_init__(self):
         super().__post_init__()
         self.check_blocks("up_block_types")
+        if isinstance(self.sample_size, tuple) and len(self.sample_size) != 2:
+            raise ValueError(f"sample_size is {self.sample_size}, it needs one side, or height and width")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the training latents.
+
+        Raises:
+            ValueError: the config does not say.
+
+        >>> UNetConfig(sample_size=(8, 6)).sides, UNetConfig(sample_size=8).sides
+        ((8, 6), (8, 8))
+        """
+        if self.sample_size is None:
+            raise ValueError("the U-Net's config has no sample_size: give height and width")
+        return self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,) * 2
 
 
 class UNet(Encoder):

@@ -28,8 +28,11 @@ class VAEConfig(Config):
         norm_num_groups: groups of every GroupNorm.
         mid_block_add_attention: attention between the middle's two residual blocks.
         scaling_factor: 1/std of the latents, which makes their variance about one.
-        sample_size: side of the training pictures; information only.
+        sample_size: side of the training pictures, or height and width; information only.
         force_upcast: whether float16 overflows in the decoder, so that it wants float32; information only.
+
+    Raises:
+        ValueError: channels that the groups do not divide, or latents scaled by 0.
 
     >>> VAEConfig().scaling_factor
     0.18215
@@ -43,12 +46,20 @@ class VAEConfig(Config):
     norm_num_groups: int = 32
     mid_block_add_attention: bool = True
     scaling_factor: float = 0.18215  # SD 1 and 2, CompVis v1-inference.yaml
-    sample_size: int = 32
+    sample_size: int | tuple[int, ...] | None = 32
     force_upcast: bool = True
 
     saved: ClassVar = {"_class_name": "AutoencoderKL", "act_fn": "silu"}
     default: ClassVar = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True}
     ignored: ClassVar = frozenset({"down_block_types", "up_block_types"})  # other types have other parameters
+
+    def __post_init__(self):
+        if not self.block_out_channels or min(self.norm_num_groups, *self.block_out_channels) < 1 or any(
+                ch % self.norm_num_groups for ch in self.block_out_channels):
+            raise ValueError(f"block_out_channels is {self.block_out_channels}; they should be divisible by the "
+                             f"{self.norm_num_groups} groups of norm_num_groups")
+        if self.scaling_factor == 0:
+            raise ValueError("scaling_factor is 0; latents are divided by it")
 
     def to_dict(self) -> dict[str, Any]:
         n = len(self.block_out_channels)

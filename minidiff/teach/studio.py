@@ -61,7 +61,7 @@ class Drawing:
         if not prompts:
             raise ValueError("there is no prompt; write what to draw")
         self.pipe, self.prompts = pipe, prompts
-        shape = (1, pipe.vae.config.latent_channels, *[pipe.unet.config.sample_size] * 2)
+        shape = (1, pipe.vae.config.latent_channels, *pipe.unet.config.sides)
         z = torch.randn(shape, generator=torch.Generator().manual_seed(settings["seed"]))
         self.run = pipe.stream(prompts, latents=z.repeat(len(prompts), 1, 1, 1), **settings)
         self.steps: list[Step] = []

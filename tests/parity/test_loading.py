@@ -1,11 +1,13 @@
 """What diffusers saves, in every layout, loads as the same networks: outputs to 1e-5; what we save, diffusers loads."""
 
+import shutil
+
 import diffusers
 import pytest
 import torch
 import transformers
 from diffusers.loaders import single_file_utils
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from minidiff.io import rename
@@ -78,6 +80,21 @@ def test_half_precision_files_are_cast_to_what_is_asked_for(theirs, tmp_path):
     again, exact = load(tmp_path), load(folder)
     for key, value in again.unet.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, exact.unet.state_dict()[key].half().float())
+
+
+@torch.no_grad()
+def test_parts_without_the_variant_are_those_that_diffusers_takes(theirs, tmp_path):
+    """Each part in two forms of other numbers, or in one of them: what diffusers draws is drawn here."""
+    pipe, folder = theirs
+    other = shutil.copytree(folder, tmp_path / "x")
+    stem = "diffusion_pytorch_model"
+    (other / "vae" / f"{stem}.safetensors").rename(other / "vae" / f"{stem}.fp16.safetensors")
+    plain = load_file(other / "unet" / f"{stem}.safetensors")
+    save_file({k: v / 2 for k, v in plain.items()}, other / "unet" / f"{stem}.fp16.safetensors", {"format": "pt"})
+    got = load(other, variant="fp16")
+    want = type(pipe).from_pretrained(other, variant="fp16")
+    same_networks(got, want)
+    assert torch.equal(got.unet.conv_in.weight, plain["conv_in.weight"] / 2)
 
 
 @torch.no_grad()

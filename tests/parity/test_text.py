@@ -1,5 +1,6 @@
 """Token ids equal transformers' CLIPTokenizer, on a small vocabulary and on CLIP's own."""
 
+import json
 import os
 
 import pytest
@@ -34,6 +35,29 @@ def test_what_transformers_saves_loads(tmp_path):
     save_tokenizer(load_tokenizer(tmp_path / "theirs"), tmp_path / "back")
     assert (tmp_path / "back" / "vocab.json").read_text() == (tmp_path / "ours" / "vocab.json").read_text()
     assert (tmp_path / "back" / "merges.txt").read_text() == (tmp_path / "ours" / "merges.txt").read_text()
+
+
+@pytest.mark.parametrize("form", ["whole", "added_tokens", "decoder"])
+def test_added_tokens_are_transformers_tokens(tmp_path, form):
+    """As a pipeline with a textual inversion is saved: tokenizer.json, or files of the years before it."""
+    train_tokenizer(tiny.CAPTIONS, tmp_path / "ours")
+    theirs = CLIPTokenizer.from_pretrained(tmp_path / "ours")
+    theirs.add_tokens(["<cat>", "Dog_1"])
+    folder = tmp_path / "theirs"
+    if form == "whole":
+        theirs.save_pretrained(folder)
+    else:
+        size = len(theirs) - 2
+        save_tokenizer(load_tokenizer(tmp_path / "ours"), folder)
+        if form == "added_tokens":
+            (folder / "added_tokens.json").write_text(json.dumps({"<cat>": size, "Dog_1": size + 1}))
+        else:
+            path, names = folder / "tokenizer_config.json", ("<cat>", "Dog_1")
+            added = {str(size + i): {"content": name, "normalized": True} for i, name in enumerate(names)}
+            path.write_text(json.dumps({**json.loads(path.read_text()), "added_tokens_decoder": added}))
+    texts = ["a <cat> on a dog_1", "<CAT> house Dog_1s", "red<cat>tree"]
+    want = theirs(texts, padding="max_length", max_length=77, truncation=True).input_ids
+    assert tokenize(load_tokenizer(folder), texts).tolist() == want
 
 
 @needs_clip

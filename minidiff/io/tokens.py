@@ -1,0 +1,68 @@
+"""What the files of a tokenizer state beside its vocabulary: special tokens, length, sides, added words."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minidiff.io.weights import read_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+LENGTH = 77  # tokens of a prompt, start and end included
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters: a word's own name that is added later, in no prompt
+UNSAID = 10**6  # larger lengths mean in transformers' files that nobody said it
+
+
+def stated_tokens(folder: Path) -> dict[str, Any]:
+    """What the folder says of the tokens; special_tokens_map.json goes first: Stable Diffusion 2 pads with "!".
+
+    Raises:
+        ValueError: a length, a side or a token that is not CLIP's.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> stated_tokens(weights_dir() / "mini-sd" / "tokenizer")["pad_token"]
+    '<|endoftext|>'
+    """
+    files = [folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    found: dict[str, Any] = {"pad_token": None}
+    for file in filter(Path.is_file, files):
+        found |= {k: v.get("content") if isinstance(v, dict) and k.endswith("_token") else v
+                  for k, v in read_json(file).items() if v}
+    right = {"padding_side": "right", "truncation_side": "right"}
+    for name, known in {"bos_token": BOS, "eos_token": EOS, **right}.items():
+        if found.get(name, known) != known:
+            raise ValueError(f"the tokenizer in {folder} has {name} = {found[name]!r}; supported is {known!r}")
+    length = found.get("model_max_length", LENGTH)
+    if length != LENGTH and not (isinstance(length, (int, float)) and length > UNSAID):
+        raise ValueError(f"the tokenizer in {folder} has model_max_length = {length!r}; supported is {LENGTH}")
+    if not isinstance(found["pad_token"], str | None):
+        raise ValueError(f"the tokenizer in {folder} has pad_token = {found['pad_token']!r}; it should be a text")
+    return found
+
+
+def add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
+    """The tokens that were added to the vocabulary, such as the words of a textual inversion, where files name them.
+
+    Raises:
+        ValueError: they are garbled, or their ids do not follow those of the vocabulary.
+    """
+    from tokenizers import AddedToken
+
+    content = {name: read_json(folder / name) if (folder / name).is_file() else {}
+               for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")}
+    try:
+        listed = [(each["content"], each["id"], each) for each in content["tokenizer.json"].get("added_tokens") or []]
+        decoder = content["tokenizer_config.json"].get("added_tokens_decoder") or {}
+        listed += [(each["content"], int(i), each) for i, each in decoder.items()]
+        listed += [(token, i, {}) for token, i in content["added_tokens.json"].items()]
+        for token, i, flags in sorted(listed, key=lambda each: each[1]):
+            if tokenizer.token_to_id(token) is None:
+                flags = {k: v for k, v in flags.items() if k in ("lstrip", "rstrip", "single_word", "normalized")}
+                tokenizer.add_tokens([AddedToken(token, **flags)])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"the added tokens of the tokenizer in {folder} are garbled: {error!r}") from error
+    if moved := [token for token, i, _ in listed if tokenizer.token_to_id(token) != i]:
+        raise ValueError(f"the tokenizer in {folder} adds {moved[0]!r} with an id that is not the next one of its "
+                         "vocabulary")
