@@ -163,11 +163,12 @@ def interval(guided: Callable, plain: Callable, low: float, high: float) -> Call
 
 
 def inpaint(denoise: Callable, known: Tensor, mask: Tensor, noise: Tensor) -> Callable:
-    """Inpainting with any net (RePaint, Lugmayr et al. 2022, arXiv 2201.09865, eq. 8): outside the mask x is known.
+    """Inpainting with any net: outside the mask x is known (Blended Latent Diffusion, arXiv 2206.02779).
 
         x ← alpha·known + sigma·noise   where mask = 0, from the second call on
 
-    The final state still has to get `known` there. For one run: it counts its calls.
+    The final state still has to get `known` there. For one run: it counts its calls. The noise is the same at all
+    levels, as in diffusers; in that paper's code and in RePaint (arXiv 2201.09865, eq. 8) it is drawn anew at each.
     Matches: StableDiffusionInpaintPipeline with a 4-channel U-Net (tests/parity/test_pipeline.py).
 
     Args:

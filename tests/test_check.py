@@ -97,3 +97,17 @@ def test_the_report_has_a_line_for_every_exercise_of_the_notebook(capsys, monkey
     check("01.1", broken)
     check.report()
     assert capsys.readouterr().out.splitlines()[-2].startswith("✗ 01.1")
+
+
+def test_where_inputs_ask_for_gradients_an_answer_without_them_is_wrong():
+    def draw(mean, logvar, noise):
+        return mean + torch.exp(0.5 * logvar) * noise
+
+    assert judge("12.2", draw).mark == RIGHT
+    for f, words in ((lambda m, v, e: draw(m, v, e).detach(), "no gradient comes back to mean and logvar"),
+                     (lambda m, v, e: draw(m, v, e).tolist(), "no gradient comes back to mean and logvar"),
+                     (lambda m, v, e: draw(m, 2 * v.detach() - v, e), "the answer is"),
+                     (lambda m, v, e: draw(m, v, e).numpy(), "stops with RuntimeError")):
+        verdict = judge("12.2", f)
+        assert verdict.mark == WRONG and words in verdict.sentence
+    assert judge("12.2", lambda m, v, e: ...).mark == NOT_TRIED

@@ -22,7 +22,8 @@ class Exercise:
     Args:
         title: what is to be done. difficulty: 1 to 3 stars. minutes: how long it takes.
         solution: the function the reader is asked for.
-        inputs: argument tuples on which an answer is compared with the solution.
+        inputs: argument tuples on which an answer is compared with the solution; where a tensor asks for a gradient,
+            so is the gradient of the answer's sum.
         wrong: known wrong answers: the sentence that each deserves -> the function, which may raise what theirs raises.
         also: right answers that are written differently, for the tests.
         rtol, atol: tolerance of the comparison.
@@ -74,7 +75,7 @@ def judge(name: str, f: Callable | Any) -> Verdict:
         return Verdict(NOT_TRIED, "not attempted yet")
     if not callable(f):
         return Verdict(WRONG, f"give the function itself, not what it returns: check({name!r}, f), without brackets")
-    answers, wanted = [], [exercise.solution(*copy.deepcopy(row)) for row in exercise.inputs]
+    answers, wanted = [], [_with_slopes(exercise.solution(*row), row) for row in copy.deepcopy(exercise.inputs)]
     for row in exercise.inputs:
         given = copy.deepcopy(row)
         answers.append(_outcome(f, given))
@@ -128,9 +129,20 @@ def _outcome(f: Callable, row: tuple) -> Any:
     """What f returns, or how it stops; the noise it draws is the same each time, so it can be a known mistake."""
     try:
         with torch.random.fork_rng(devices=[]):  # puts the generator back, for the next call and for the reader
-            return f(*row)
+            return _with_slopes(f(*row), row)
     except (Exception, SystemExit) as error:  # whatever a reader's code does, the notebook goes on
         return _Stopped(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _with_slopes(answer: Any, row: tuple) -> Any:
+    """The answer and, behind it, the gradient of its sum by each tensor of `row` that asks for one: 0 if none comes."""
+    leaves = [x for x in row if isinstance(x, torch.Tensor) and x.requires_grad]
+    if not leaves or answer is ... or answer is None:
+        return answer
+    if not (isinstance(answer, torch.Tensor) and answer.requires_grad):
+        return answer, *map(torch.zeros_like, leaves)
+    slopes = torch.autograd.grad(answer.sum(), leaves, allow_unused=True)
+    return answer.detach(), *(torch.zeros_like(x) if slope is None else slope for x, slope in zip(leaves, slopes))
 
 
 def _all_same(answers: list, wanted: list, exercise: Exercise) -> bool:

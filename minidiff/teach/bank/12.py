@@ -24,6 +24,10 @@ def both_ways(mean, logvar, noise, s, drawn):
     return s * (mean + torch.exp(0.5 * logvar) * noise), drawn / s
 
 
+def asking(mean, logvar, noise):  # for their gradients: the check compares these too
+    return mean.requires_grad_(), logvar.requires_grad_(), noise
+
+
 def total(each):
     return each.flatten(1).sum(1)
 
@@ -46,8 +50,8 @@ def std_of(logvar):
 g = torch.Generator().manual_seed(12)
 KL = ((torch.randn(3, 5, generator=g), torch.rand(3, 5, generator=g) * 2 + 0.2),
       (torch.randn(2, 4, 3, 5, generator=g), torch.randn(2, 4, 3, 5, generator=g) - 1))
-DRAWS = ((torch.tensor([[0.3, -1.2, 2.0]]), torch.tensor([[0.7, 1.9, 0.4]]), torch.tensor([[1.3, -0.6, 0.8]])),
-         tuple(torch.randn(2, 4, 3, 5, generator=g) for _ in range(3)))
+DRAWS = (asking(torch.tensor([[0.3, -1.2, 2.0]]), torch.tensor([[0.7, 1.9, 0.4]]), torch.tensor([[1.3, -0.6, 0.8]])),
+         asking(*(torch.randn(2, 4, 3, 5, generator=g) for _ in range(3))))
 WELLS = (torch.tensor([0.2, 7.5, 1.4, 0.9, 40.0]), 1.2), (torch.tensor([5.0, 0.3, 0.26, 0.02]), 0.25)
 WAYS = tuple((*[torch.randn(shape, generator=g) for _ in range(3)], s, torch.randn(shape, generator=g))
              for shape, s in (((2, 4, 3, 5), 0.18215), ((1, 3, 2, 6), 0.4)))
@@ -126,6 +130,12 @@ EXERCISES = {
             "this goes back from a latent to its noise; here it is the other way":
                 lambda m, v, e: (e - m) / std_of(v),
             "mean and log-variance are swapped": lambda m, v, e: v + std_of(m) * e,
+            "the numbers are right, but no gradient comes back to mean and logvar: something detaches the latent":
+                lambda m, v, e: draw_latent(m, v, e).detach(),
+            "the numbers are right, but no gradient comes back to logvar: the standard deviation is detached":
+                lambda m, v, e: draw_latent(m, v.detach(), e),
+            "the numbers are right, but no gradient comes back to the mean: it is detached":
+                lambda m, v, e: draw_latent(m.detach(), v, e),
         },
         also=(lambda m, v, e: v.exp().sqrt() * e + m, lambda m, v, e: torch.addcmul(m, v.div(2).exp(), e))),
     "12.3": Exercise(

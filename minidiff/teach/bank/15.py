@@ -8,7 +8,7 @@ def attention_size(c, d):
 
 
 def seconds(F, n, guided, R):
-    """(15.2): with guidance every step sees two pictures."""
+    """(15.2): with guidance every call sees two pictures."""
     return n * F * (2 if guided else 1) / R
 
 
@@ -35,11 +35,11 @@ EXERCISES = {
     "15.2": Exercise(
         "the time of a picture", 1, 5, seconds, ((803e9, 25, True, 1e11), (7e8, 10, False, 5e10)),
         wrong={
-            "guidance takes two pictures per step": lambda F, n, guided, R: n * F / R,
-            "without guidance there is one picture per step": lambda F, n, guided, R: 2 * n * F / R,
+            "guidance takes two pictures per call": lambda F, n, guided, R: n * F / R,
+            "without guidance there is one picture per call": lambda F, n, guided, R: 2 * n * F / R,
             "the other way round: guidance makes it twice as long":
                 lambda F, n, guided, R: n * F / R * (1 if guided else 2),
-            "the number of steps is missing": lambda F, n, guided, R: F * (1 + guided) / R,
+            "the number of calls is missing": lambda F, n, guided, R: F * (1 + guided) / R,
             "divide by the rate: operations over operations per second":
                 lambda F, n, guided, R: n * F * (1 + guided) * R,
             "this is pictures per second": lambda F, n, guided, R: R / (n * F * (1 + guided)),

@@ -97,6 +97,8 @@ EXERCISES = {
                 lambda levels, s: levels[int((len(levels) - 1) * (1 - s)):],
             "these are the noisy levels, which are left out; the last ones remain":
                 lambda levels, s: levels[:int((len(levels) - 1) * s) + 1],
+            "these are the right levels in reverse: a run goes down, so noise stays first":
+                lambda levels, s: remaining(levels, s)[::-1],
         },
         also=(lambda levels, s: levels[-int((len(levels) - 1) * s) - 1:],)),
     "16.2": Exercise(
@@ -131,6 +133,8 @@ EXERCISES = {
             "this has the right variance for independent noises, but is not the arc: the angle is not divided evenly":
                 lambda a, b, s: (1 - s) ** 0.5 * a + s ** 0.5 * b,
             "a straight line that is rescaled reaches the sphere, but does not divide the angle evenly": rescaled,
+            "the straight line over (16.3) has the right variance, but does not divide the angle evenly":
+                lambda a, b, s: torch.lerp(a, b, s) / ((1 - s) ** 2 + s ** 2) ** 0.5,
             "the arccosine is missing: cos θ was taken for θ":
                 lambda a, b, s: around(a, b, s, angle_of(a, b).cos()),
             "θ is taken for 90 degrees; only in infinitely many dimensions it is":
