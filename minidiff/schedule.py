@@ -136,7 +136,8 @@ class Discrete:
     """A table of T noise levels, variance-preserving: alpha = √alpha_bar[t], sigma = √(1 − alpha_bar[t]).
 
     Args:
-        alpha_bar: (T,) float32, falling, in [0, 1): alpha_bar[t] = Π (1 − beta[0…t]) (DDPM, eq. 4).
+        alpha_bar: (T,) float32, falling, in [0, 1): alpha_bar[t] = Π (1 − beta[0…t]) (DDPM, eq. 4). Index t is the
+            state after t + 1 steps: index 0 has one step of noise in it, and clean data have no entry.
 
     Raises:
         ValueError: alpha_bar does not fall, or leaves [0, 1).

@@ -96,7 +96,7 @@ def _open(data: bytes) -> Image.Image:
 def frame(pipe: StableDiffusion, step: Step, side: int = 256) -> Image.Image:
     """One moment of the first picture of a run: the state on the left, the guess at the result on the right.
 
-    The state is shown at unit variance, x/√(alpha² + sigma²); the bar below shows the share of noise in it,
+    The state is shown at unit variance, x/√(alpha² + sigma²); the bar below shows the amplitude of its noise,
     sigma/√(alpha² + sigma²). Before the first step there is no guess, and its place is grey.
 
     Args:

@@ -35,9 +35,9 @@ EXERCISES = {
                 lambda b: (1 - b).cumprod(0).sqrt(),
             "this is sigma², the share of noise: alpha_bar is what is left of the picture, 1 minus it":
                 lambda b: 1 - (1 - b).cumprod(0),
-            "off by one: alpha_bar_t includes the step t itself, so its first entry is 1 − beta_0, not 1":
+            "off by one: alpha_bar_t includes the step t itself, so its first entry is 1 − beta_1, not 1":
                 lambda b: torch.cat([torch.ones(1), (1 - b).cumprod(0)[:-1]]),
-            "one entry too many: alpha_bar_0 is 1 − beta_0, the clean picture itself is not counted":
+            "one entry too many: the first is 1 − beta_1, after step 1; the clean picture itself is not counted":
                 lambda b: torch.cat([torch.ones(1), (1 - b).cumprod(0)]),
             "this runs from the last step back to the first; multiply from the first on":
                 lambda b: (1 - b).flip(0).cumprod(0).flip(0),
