@@ -1,4 +1,4 @@
-"""How the notebooks run as tests: one thread, no network, this minidiff, and a limit on the CPU time of each."""
+"""How the notebooks run as tests, besides ../conftest.py: this minidiff, and a limit on the CPU time of each."""
 import os
 from pathlib import Path
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WARN, LIMIT = 90, 180  # seconds of CPU time, user and system, of a notebook's kernel and its children
 CPU = "CPU seconds of the notebook"
 PATHS = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(PATHS)}
+os.environ["PYTHONPATH"] = os.pathsep.join(PATHS)
 seconds_of: dict[str, float] = {}
 
 

@@ -166,8 +166,8 @@ CASES: dict[str, Rows] = {
     "nets.towers.Layer": tuple(Made((TOWER,), (TOKENS, causal)) for causal in (True, False)),
     "nets.clip.CLIPText": (Made((TOWER,), (torch.tensor([[18, 3, 7, 19, 19], [18, 0, 5, 5, 19]]),)),),
     "train.losses.contrastive": tuple((*UNIT, torch.tensor(s)) for s in (-1.0, 0.0, 2.66)),
-    "nets.vae.VAE": (Made((CODER,), (MAPS.double(), MAPS[:, :3, ::2, ::2].cos().double())),
-                     Made((CODER,), (MAPS.sin().double(),))),
+    "nets.vae.VAE": (Made((CODER,), (MAPS, MAPS[:, :3, ::2, ::2].cos())),
+                     Made((CODER,), (MAPS.sin(),))),
     "train.losses.vae": ((MAPS, MAPS.sin(), MAPS[:, :2].cos(), MAPS[:, 2:].sin()),
                          (MAPS[:1, :3], MAPS[1:, :3], STATES.float(), STATES.float().sin())),
     "metrics.frechet": ((COUNTS, COUNTS[:7, [1, 2, 0]]), (COUNTS[:5], COUNTS)),
@@ -190,16 +190,14 @@ def prove(scratch, package, rows: Rows) -> None:
     """
     for row in rows:
         how, call = row if isinstance(row, Made) else (None, row)
-        sides = [leaves(call), leaves(call)]
         made = [scratch, package] if how is None else [scratch(*how), package(*how)]
-        owned = [[], []]
-        if isinstance(made[1], nn.Module):
+        nets = isinstance(made[1], nn.Module)
+        sides, owned = [leaves(call, torch.float64 if nets else None) for _ in made], [[], []]
+        if nets:  # in float64: how far apart two gradients of float32 lie depends on the processor
             made[0].load_state_dict(made[1].state_dict())
-            for net in made:  # in the inputs' precision
-                net.to(next((side.dtype for side in sides[0] if differentiable(side)), torch.float32))
-            if not any(map(differentiable, sides[0])):  # small embeddings have large gradients: token ids, in float64
-                made = [net.double() for net in made]
-            owned = [list(net.parameters()) for net in made]
+            owned = [list(net.double().parameters()) for net in made]
+            for layer in [part for net in made for part in net.modules() if isinstance(part, nn.Linear)]:
+                layer.register_forward_pre_hook(lambda layer, args: args[0].double())  # the embedding of t is float32
         if isinstance(row, Twice):
             for f, side in zip(made, sides):
                 f(*side)
@@ -211,9 +209,9 @@ def prove(scratch, package, rows: Rows) -> None:
                                          for out, side in zip(outs, wanted)])
 
 
-def leaves(row: tuple) -> list:
-    """The arguments, their floating-point tensors as leaves of a graph."""
-    return [a.clone().requires_grad_() if torch.is_tensor(a) and a.is_floating_point() else a for a in row]
+def leaves(row: tuple, dtype: torch.dtype | None) -> list:
+    """The arguments, their floating-point tensors as leaves of a graph, in dtype or their own."""
+    return [a.to(dtype, copy=True).requires_grad_() if torch.is_tensor(a) and a.is_floating_point() else a for a in row]
 
 
 def differentiable(a) -> bool:

@@ -55,7 +55,8 @@ def execute(path: Path) -> float:
     nb = read(path)
     nb.cells.append(new_code_cell(PROBE))
     folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    fixed = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(folders)}
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | fixed
     NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}},
                    record_timing=False, store_widget_state=False, coalesce_streams=True).execute(env=environment)
     seconds, peak = json.loads(nb.cells.pop().outputs[0].text)

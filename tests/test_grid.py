@@ -43,7 +43,7 @@ def test_ten_steps_are_the_published_ones(name, options, ts, first, last, size):
     assert [level.t for level in levels] == pytest.approx([*ts, 0], abs=1e-3)
     nsr = [level.sigma / level.alpha for level in levels]
     assert nsr[:2] + nsr[-2:] == pytest.approx([*(first or (SD.nsr[ts[0]], SD.nsr[ts[1]])),
-                                                *(last or (SD.nsr[ts[-1]], 0))], abs=6e-6)
+                                                *(last or (SD.nsr[ts[-1]], 0))], abs=8e-6)  # 5 digits, float32
     assert levels.start(torch.ones(1)).item() == pytest.approx(size, rel=1e-6)
 
 

@@ -113,7 +113,17 @@ def test_readme_has_the_two_commands_at_its_very_top_and_ci_runs_them():
     assert max(lines.index(command) for command in COMMANDS) < 25
     script = read(".ci/run")
     assert "< README.md" in script and script.count("pip install") == 1  # the one is the pattern it looks for
+    assert "ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default pytest -m quick" in script
     assert os.access(ROOT / ".ci" / "run", os.X_OK) or os.name == "nt"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("given, threads", [({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")])
+def test_tests_take_one_thread_or_as_many_as_the_user_says(given, threads):
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | given
+    code = "import os, conftest; print(os.environ['OMP_NUM_THREADS'])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == threads, run.stderr
 
 
 @pytest.mark.quick
