@@ -1,7 +1,6 @@
 """What diffusers saves, in every layout, loads as the same networks; what we save, diffusers loads."""
 
 import copy
-
 import shutil
 
 import diffusers
