@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+import torch  # noqa: F401  (the examples use it)
 from torch import Tensor, nn
 
 from minidiff.nets.layers import Config, Net, silu

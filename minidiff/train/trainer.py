@@ -40,7 +40,7 @@ class Run:
 
     >>> Run(Path("runs/mini-sd"), steps=0)
     Traceback (most recent call last):
-    ValueError: steps is 0; training takes at least 1 step
+    ValueError: steps is 0; training takes at least 1 step, and a whole number of them
     """
 
     out: Path
