@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -322,8 +324,7 @@ def test_a_path_that_is_not_utf8_is_read(tmp_path):
     assert read_notes(folder / "a.safetensors")["said"] == "yes"
 
 
-@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.ones(2, device="meta"),
-                                    torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)])
+@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.ones(2, device="meta")])
 def test_tensors_that_are_not_plain_are_named(tmp_path, tensor):
     torch.save({"a": torch.ones(1), "odd": tensor}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="x.pt should hold plain tensors; .*: odd"):
@@ -331,8 +332,11 @@ def test_tensors_that_are_not_plain_are_named(tmp_path, tensor):
 
 
 def test_programs_and_pictures_are_called_so(tmp_path):
-    torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "x.pt"))
-    with pytest.raises(ValueError, match="x.pt is a TorchScript program, which minidiff never runs"):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"x/{name}", "3")
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="a TorchScript program, which minidiff never runs"):
+        warnings.simplefilter("error")
         load_state(tmp_path / "x.pt")
     for head in (b"\x89PNG\r\n", b"\xff\xd8\xff\xe0", b"RIFF0000WEBP"):
         (tmp_path / "x.pt").write_bytes(head + bytes(99))

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,12 +219,12 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor is all of its numbers: not sparse, nested or quantized, and not on the meta device.
+    """Whether a tensor is all of its numbers: not sparse or nested, and not on the meta device.
 
     >>> is_dense(torch.eye(2)), is_dense(torch.eye(2).to_sparse()), is_dense(torch.ones(2, device="meta"))
     (True, False, False)
     """
-    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested or tensor.is_meta)
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
 
 
 def nonfinite(state: State) -> str:
@@ -319,7 +320,8 @@ def _content(path: Path) -> Any:
     with open(path, "rb") as file:
         is_zip = file.read(4) == ZIP                                     # before torch 1.6: a bare pickle, no mmap
     try:
-        with torch.serialization.safe_globals(PARAMETERS):
+        with torch.serialization.safe_globals(PARAMETERS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")                              # of formats that fail then, or are old
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError:
         return (load_tensors if is_zip else load_old)(path)
@@ -339,7 +341,7 @@ def _read(path: Path, headers: bool = False) -> State:
     if odd := [repr(k) for k in content if not isinstance(k, str)]:
         raise ValueError(f"{path} should hold tensors by their names; {_first_ten(odd)} is no name")
     if odd := [k for k, v in content.items() if not (is_dense(v) or headers and v.is_meta)]:
-        raise ValueError(f"{path} should hold plain tensors; sparse, nested, quantized or empty of numbers: "
+        raise ValueError(f"{path} should hold plain tensors; sparse, nested or without their numbers: "
                          f"{_first_ten(odd)}")
     while prefix := next((p for p in WRAPPERS if content and all(k.startswith(p) for k in content)), None):
         content = {k.removeprefix(prefix): v for k, v in content.items()}
