@@ -174,7 +174,9 @@ def test_values_of_another_type_are_named_or_shown(model, tmp_path, part, change
         with pytest.raises(ValueError, match=message):
             describe(tmp_path / "x")
     else:
-        assert describe(tmp_path / "x")["parts"][path.parent.name]["class"] == str(*change.values())
+        named = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel"}[path.parent.name]
+        assert describe(tmp_path / "x")["parts"][path.parent.name]["class"] == named  # that of the index
+        assert describe(path.parent)["family"] == str(*change.values())
 
 
 def test_an_empty_textual_inversion_and_a_dtype_that_torch_lacks_are_no_parameters(tmp_path):

@@ -11,8 +11,11 @@ from torch.testing import assert_close
 
 from minidiff import grid, samplers
 from minidiff.conditions import draw
+from minidiff.nets.clip import CLIPText, CLIPTextConfig
+from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.pipeline import StableDiffusion
 from minidiff.settings import Settings
+from minidiff.text import Text
 from tests import tiny
 
 pytestmark = pytest.mark.quick
@@ -315,3 +318,12 @@ def test_the_class_of_a_text_encoder_is_that_of_the_index(folder, tmp_path):
 def test_a_prediction_type_that_is_none_is_named(folder, kind):
     with pytest.raises(ValueError, match="prediction_type is .*; supported are epsilon, sample, v_prediction"):
         StableDiffusion.from_pretrained(folder, prediction_type=kind)
+
+
+def test_a_unet_for_another_pooled_width_is_named(pipe):
+    vec = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    unet = UNet(UNetConfig.from_dict({**tiny.UNET, **vec, "projection_class_embeddings_input_dim": 99}))
+    config = {**pipe.text.encoders[0].config.to_dict(), "architectures": ["CLIPTextModelWithProjection"]}
+    text = Text(pipe.text.tokenizers, [CLIPText(CLIPTextConfig.from_dict(config))])
+    with pytest.raises(ValueError, match="the U-Net expects pooled prompts of width 51, not 24"):
+        StableDiffusion(text, unet, pipe.vae, tiny.SCHEDULER)

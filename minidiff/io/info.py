@@ -110,7 +110,8 @@ def _checkpoint(state: State, notes: dict[str, Any]) -> dict[str, Any]:
 def _folder(folder: Path) -> dict[str, Any]:
     index, result = read_json(folder / "model_index.json"), {}
     names = [name for name, value in index.items() if isinstance(value, list) and name[0] != "_" and named(index, name)]
-    result["parts"] = {name: _network(folder / name) for name in names if (folder / name / "config.json").is_file()}
+    result["parts"] = {name: {**_network(folder / name), "class": named(index, name)} for name in names
+                       if (folder / name / "config.json").is_file()}
     if "unet" in names:
         config = read_json(folder / "unet" / "config.json")
         width = config.get("cross_attention_dim", 1280)
