@@ -115,10 +115,10 @@ def rows(pair: Pair, config: UNetConfig, s: Settings, sides: tuple[int, int]) ->
     parts = {"context": context}
     if config.addition_embed_type:
         sizes = torch.tensor([[*(s.original_size or sides), *s.crops_coords_top_left, *(s.target_size or sides)]])
-        pooled = config.projection_class_embeddings_input_dim - sizes.shape[1] * config.addition_time_embed_dim
-        if vec is None or vec.shape != (len(context), pooled):
+        if vec is None or vec.shape != (len(context), config.pooled):
             found = vec if vec is None else tuple(vec.shape)
-            raise ValueError(f"prompt_embeds are pairs (context, vec); vec is {found}, not ({len(context)}, {pooled})")
+            raise ValueError(f"prompt_embeds are pairs (context, vec); vec is {found}, not ({len(context)}, "
+                             f"{config.pooled})")
         sizes = sizes.to(vec.device).expand(len(vec), -1)
         parts["vec"] = micro_conditioning(vec, sizes, config.addition_time_embed_dim)
     elif s.original_size or s.target_size or any(s.crops_coords_top_left):

@@ -54,6 +54,8 @@ class StableDiffusion:
         self.scheduler = scheduler if text.pooled else {**scheduler, "steps_offset": 1, "clip_sample": False}
         for what, own, given in (("prompts of width", unet.config.cross_attention_dim, text.width),
                                  ("pooled prompts:", bool(unet.config.addition_embed_type), text.pooled),
+                                 ("pooled prompts of width", unet.config.pooled,
+                                  text.encoders[-1].config.projection_dim if text.pooled else None),
                                  ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
             if own != given:
                 raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
@@ -92,7 +94,7 @@ class StableDiffusion:
             ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
             ImportError: download without huggingface_hub.
         """
-        if prediction_type is not None and prediction_type not in KINDS:
+        if prediction_type is not None and prediction_type not in [*KINDS]:
             raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(KINDS)}")
         parts = models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
                             ema=ema, device=find_device(device), dtype=dtype, vae_dtype=vae_dtype(dtype),

@@ -70,8 +70,8 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
 OTHER_ENDS = ("HeunDiscreteScheduler", "LCMScheduler")
 WHOLE = {"num_train_timesteps": 1, "steps_offset": 0, "original_inference_steps": 1, "solver_order": 1}
 REAL = ("beta_start", "beta_end", "clip_sample_range", "timestep_scaling")
-TEXTS = ("prediction_type", "beta_schedule", "timestep_spacing", "final_sigmas_type", "interpolation_type",
-         "algorithm_type", "solver_type", "timestep_type", "variance_type")
+TEXTS = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing", "final_sigmas_type",
+         "interpolation_type", "algorithm_type", "solver_type", "timestep_type", "variance_type")
 FLAGS = ("rescale_betas_zero_snr", "clip_sample", "set_alpha_to_one", "skip_prk_steps", "thresholding",
          "lower_order_final", "euler_at_final", "use_karras_sigmas", "predict_x0")
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "sigmoid": sigmoid_betas}
@@ -97,6 +97,8 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
             found[key] = int(value) if fits else value
         elif key in REAL:
             fits, what = number and value > 0, "a number above 0"
+            if key.startswith("beta"):
+                fits, what = fits and value <= 1, "a number above 0, at most 1"
         elif key in TEXTS:
             fits, what = isinstance(value, str), "a text"
         elif key in FLAGS:

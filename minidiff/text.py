@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minidiff.io.checkpoint import named
 from minidiff.io.tokens import BOS, EOS, LENGTH, OPEN, add_tokens, stated_tokens
-from minidiff.io.weights import read_json, variant_of, write_atomic
+from minidiff.io.weights import load_state, read_json, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 
 if TYPE_CHECKING:
@@ -67,9 +67,13 @@ class Text(nn.Module):
             tokenizers = [load_tokenizer(folder / f"tokenizer{end}") for end in found]
         else:
             tokenizers = load_tokenizers(tokenizer, [None] * len(found))
-        parts = [folder / f"text_encoder{end}" for end in found]
-        return cls(tokenizers, [CLIPText.from_pretrained(part, variant=variant_of(part, variant), device=device,
-                                                         dtype=dtype) for part in parts])
+        encoders = []
+        for part in (folder / f"text_encoder{end}" for end in found):
+            values, name = read_json(part / "config.json"), named(index, part.name)
+            values |= {"architectures": [name]} if name else {}          # diffusers takes the class from the index too
+            state = load_state(part, CLIPText.stem, variant_of(part, variant))
+            encoders.append(CLIPText.from_state(values, state, part, device=device, dtype=dtype))
+        return cls(tokenizers, encoders)
 
     @property
     def pooled(self) -> bool:
@@ -171,7 +175,7 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     >>> load_tokenizer(weights_dir() / "mini-sd" / "tokenizer").encode("A red  house").tokens[:5]
     ['<|startoftext|>', 'a</w>', 'red</w>', 'house</w>', '<|endoftext|>']
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
     from tokenizers.processors import RobertaProcessing
 
     folder = Path(folder)
@@ -182,21 +186,24 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     try:
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             lines = (folder / "merges.txt").read_text(encoding="utf-8-sig").splitlines()
-            merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-            tokenizer = _tokenizer(read_json(folder / "vocab.json"), merges)
-        else:
-            tokenizer = Tokenizer.from_file(str(whole))
+            vocab, merges = read_json(folder / "vocab.json"), [line for line in lines if line[:8] != "#version"]
+        else:       # as in transformers, whatever else it says: of one vocabulary there is one CLIP tokenizer
+            vocab, merges = (read_json(whole)["model"][name] for name in ("vocab", "merges"))
+        pairs = [tuple(line.split(" ") if isinstance(line, str) else line) for line in merges if line]
+        tokenizer = _tokenizer(vocab, pairs)
     except Exception as error:  # the library raises bare Exceptions
-        raise ValueError(f"the tokenizer in {folder} is garbled: {error}") from error
+        raise ValueError(f"the tokenizer in {folder} is garbled: {error}".splitlines()[0]) from error
     add_tokens(tokenizer, folder)
     bos, eos = BOS, EOS
-    pad = pad or stated["pad_token"] or (tokenizer.padding or {}).get("pad_token") or EOS
+    pad = pad or stated["pad_token"] or EOS
     ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")
     # NOTE: as in transformers the padding token is split off wherever it stands: with Stable Diffusion 2 each "!" is
     # padding in the prompt too, tests/parity/test_text.py test_stable_diffusion_2_pads_with_an_exclamation_mark
-    tokenizer.add_special_tokens([AddedToken(pad, normalized=False, special=True)])
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)
+                                  for token in (pad, *stated["special"]) if token == pad or token not in added])
     tokenizer.post_processor = RobertaProcessing((eos, ids[eos]), (bos, ids[bos]), False, False)
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(pad_id=ids[pad], pad_token=pad, length=LENGTH)

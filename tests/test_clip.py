@@ -114,3 +114,9 @@ def test_works_under_bfloat16_autocast_and_in_float64():
     clip.double()
     torch.testing.assert_close([v.float() for v in clip(ids, image.double())], list(expected), atol=1e-5, rtol=1e-5)
     assert torch.autograd.gradcheck(clip.encode_image, image.double().requires_grad_())
+
+
+def test_architectures_of_another_type_name_none_and_a_width_of_0_is_named():
+    assert not CLIPTextConfig.from_dict({"architectures": 5}).with_projection
+    with pytest.raises(ValueError, match="8 heads do not divide the width 0"):
+        CLIPTextConfig.from_dict({"hidden_size": 0})

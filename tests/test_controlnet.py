@@ -133,3 +133,8 @@ def test_a_controlnet_of_another_family_is_an_error(pipe, net):
 def test_an_unknown_channel_order_is_an_error():
     with pytest.raises(ValueError, match="channel_order is 'gbr', supported: rgb, bgr"):
         ControlNetConfig(controlnet_conditioning_channel_order="gbr")
+
+
+def test_a_picture_that_no_layer_reads_is_named():
+    with pytest.raises(ValueError, match="conditioning_embedding_out_channels is empty"):
+        ControlNetConfig.from_dict({"conditioning_embedding_out_channels": []})

@@ -147,7 +147,8 @@ def test_a_folder_with_a_small_file_is_described_by_it(tmp_path):
         assert describe(tmp_path / name)["family"] == family
 
 
-@pytest.mark.parametrize("change", [{"sample_size": [8, 6]}, {"cross_attention_dim": [24, 24]}, {"in_channels": None}])
+@pytest.mark.parametrize("change", [{"sample_size": [8, 6]}, {"cross_attention_dim": [24, 24]}, {"in_channels": None},
+                                    {"out_channels": "4"}, {"out_channels": None}])
 def test_a_config_of_odd_values_is_described_all_the_same(model, tmp_path, change):
     folder = shutil.copytree(model[0] / "folder", tmp_path / "x")
     path = folder / "unet" / "config.json"
@@ -160,3 +161,28 @@ def test_what_is_no_model_is_an_error(tmp_path):
         describe(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no model nowhere"):
         describe("nowhere")
+
+
+@pytest.mark.parametrize("part, change, message", [
+    ("scheduler/scheduler_config", {"rescale_betas_zero_snr": "false"}, "zero_snr = 'false'; it should be true or"),
+    ("scheduler/scheduler_config", {"prediction_type": ["epsilon"]}, "prediction_type = .* should be a text"),
+    ("text_encoder/config", {"architectures": 5}, None), ("unet/config", {"_class_name": {"a": 1}}, None)])
+def test_values_of_another_type_are_named_or_shown(model, tmp_path, part, change, message):
+    path = shutil.copytree(model[0] / "folder", tmp_path / "x") / f"{part}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            describe(tmp_path / "x")
+    else:
+        named = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel"}[path.parent.name]
+        assert describe(tmp_path / "x")["parts"][path.parent.name]["class"] == named  # that of the index
+        assert describe(path.parent)["family"] == str(*change.values())
+
+
+def test_an_empty_textual_inversion_and_a_dtype_that_torch_lacks_are_no_parameters(tmp_path):
+    torch.save({"string_to_param": {}, "name": "a"}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a.pt is no textual inversion: its string_to_param holds no vectors"):
+        describe(tmp_path / "a.pt")
+    head = json.dumps({"a": {"dtype": "U32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "b.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(8))
+    assert describe(tmp_path / "b.safetensors")["parameters"] == 0

@@ -141,7 +141,9 @@ def test_metadata_of_every_form_is_read(pipe, metadata, factor, tmp_path):
     ('{"unet.alpha_pattern": ["conv_out"]}', r"alpha_pattern \['conv_out'\]"),
     ('{"unet.alpha_pattern": {"conv_out": "8"}}', "alpha_pattern {'conv_out': '8'}"),
     ('{"unet.alpha_pattern": {"(": 8}}', r"alpha_pattern {'\(': 8}"),
-    ('{"unet.use_rslora": "yes"}', "use_rslora 'yes'")])
+    ('{"unet.use_rslora": "yes"}', "use_rslora 'yes'"), ('{"unet.lora_alpha": true}', "lora_alpha is True"),
+    ('{"unet.use_dora": true}', "settings for unet say use_dora; supported are plain LoRAs"),
+    ('{"unet.peft_type": "ADALORA"}', "settings for unet say ADALORA; supported are plain LoRAs")])
 def test_metadata_that_means_nothing_is_named(pipe, metadata, message, tmp_path):
     save_file(GOOD, tmp_path / "bad.safetensors", metadata={"lora_adapter_metadata": metadata})
     with pytest.raises(ValueError, match=message):
@@ -310,3 +312,22 @@ def test_an_embedding_that_would_run_code_is_not_loaded(tmp_path):
         with pytest.raises(ValueError, match="is no textual inversion"):
             load_embedding(tmp_path / "evil.pt")
     assert not (tmp_path / "hacked").exists()
+
+
+def test_an_alpha_that_is_no_real_number_is_named(pipe, tmp_path):
+    torch.save({**GOOD, "unet.conv_out.alpha": torch.tensor(1j)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="does not fit this model.*; unknown: unet.conv_out.alpha"):
+        load_lora(tmp_path / "a.pt", pipe.loras.parts)
+    with pytest.raises(ValueError, match="no LoRA is loaded under"):
+        pipe.unload_lora([])
+
+
+def test_vectors_that_are_not_plain_are_named_and_an_encoders_name_is_no_word(tmp_path):
+    for vectors in (torch.ones(2, 24).to_sparse(), torch.ones(2, 24, device="meta")):
+        torch.save({"<a>": vectors}, tmp_path / "a.bin")
+        with pytest.raises(ValueError, match="is no textual inversion: that is a tensor"):
+            load_embedding(tmp_path / "a.bin")
+    save_file({"clip_l": torch.ones(2, 24)}, tmp_path / "cat.safetensors")
+    assert load_embedding(tmp_path / "cat.safetensors")[0] == "cat"
+    with pytest.raises(ValueError, match="the word '' for .* is blank; give another token"):
+        load_embedding(tmp_path / "cat.safetensors", token="")

@@ -11,8 +11,11 @@ from torch.testing import assert_close
 
 from minidiff import grid, samplers
 from minidiff.conditions import draw
+from minidiff.nets.clip import CLIPText, CLIPTextConfig
+from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.pipeline import StableDiffusion
 from minidiff.settings import Settings
+from minidiff.text import Text
 from tests import tiny
 
 pytestmark = pytest.mark.quick
@@ -289,3 +292,38 @@ def test_a_model_of_two_sides_draws_them(folder, tmp_path):
 def test_bytes_that_are_no_text_are_named(pipe, settings):
     with pytest.raises(ValueError, match="holds bytes that are not UTF-8; write it anew in that encoding"):
         pipe("red" if "negative_prompt" in settings else "a caf\udce9", steps=1, **settings)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"vae": ["diffusers", "ConsistencyDecoderVAE"]}, "has a ConsistencyDecoderVAE as its vae; supported is Autoencod"),
+    ({"text_encoder": ["transformers", "T5EncoderModel"]}, "a T5EncoderModel as its text_encoder; .* CLIPTextModel"),
+    ({"tokenizer": ["transformers", "T5Tokenizer"]}, "a T5Tokenizer as its tokenizer; supported is CLIPTokenizer"),
+    ({"force_zeros_for_empty_prompt": "false"}, "force_zeros_for_empty_prompt = 'false'; it should be true or false")])
+def test_what_a_model_index_states_and_we_cannot_do_is_named(folder, tmp_path, change, message):
+    path = shutil.copytree(folder, tmp_path / "x") / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=message):
+        StableDiffusion.from_pretrained(path.parent)
+
+
+def test_the_class_of_a_text_encoder_is_that_of_the_index(folder, tmp_path):
+    path = shutil.copytree(folder, tmp_path / "x") / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    for named in (["CLIPTextModelWithProjection"], "CLIPModel", 5):
+        path.write_text(json.dumps({**config, "architectures": named}))
+        assert not StableDiffusion.from_pretrained(path.parent.parent, device="cpu").text.pooled
+
+
+@pytest.mark.parametrize("kind", [["epsilon"], {}, "v"])
+def test_a_prediction_type_that_is_none_is_named(folder, kind):
+    with pytest.raises(ValueError, match="prediction_type is .*; supported are epsilon, sample, v_prediction"):
+        StableDiffusion.from_pretrained(folder, prediction_type=kind)
+
+
+def test_a_unet_for_another_pooled_width_is_named(pipe):
+    vec = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    unet = UNet(UNetConfig.from_dict({**tiny.UNET, **vec, "projection_class_embeddings_input_dim": 99}))
+    config = {**pipe.text.encoders[0].config.to_dict(), "architectures": ["CLIPTextModelWithProjection"]}
+    text = Text(pipe.text.tokenizers, [CLIPText(CLIPTextConfig.from_dict(config))])
+    with pytest.raises(ValueError, match="the U-Net expects pooled prompts of width 51, not 24"):
+        StableDiffusion(text, unet, pipe.vae, tiny.SCHEDULER)

@@ -156,3 +156,11 @@ def test_an_option_that_would_change_the_picture_is_not_dropped(name, change):
     with pytest.raises(ValueError, match=f"{key}.*{re.escape(repr(value))} is not supported"):
         config = {"_class_name": name, **change}
         samplers.from_config(config), grid.from_diffusers(config, 5, SD)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"beta_end": 5.0}, "beta_end = 5.0; it should be a number above 0, at most 1"),
+    ({"_class_name": ["DDIMScheduler"]}, "_class_name = .*; it should be a text")])
+def test_what_a_scheduler_config_cannot_say_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Discrete.from_config({"beta_schedule": "linear", **change})

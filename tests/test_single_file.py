@@ -3,6 +3,7 @@
 import collections
 import fractions
 import io
+import json
 import os
 import pickle
 import re
@@ -18,7 +19,7 @@ from minidiff.io.checkpoint import FAMILIES, PARTS
 from minidiff.io.info import describe
 from minidiff.io.models import load
 from minidiff.io.unpickle import Stub, _Unpickler, load_tensors
-from minidiff.io.weights import load_state, read_json, save_state
+from minidiff.io.weights import load_state, read_json, save_state, write_atomic
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.layers import Blank
@@ -377,6 +378,10 @@ def test_parts_of_different_families_are_named(model, tmp_path):
         pipe.save_pretrained(tmp_path)
         values = text if name == "text_encoder" else {**config[name].to_dict(), **change}
         net(net.Config.from_dict(values)).save_pretrained(tmp_path / name)
+        if name == "text_encoder":
+            index = read_json(tmp_path / "model_index.json")
+            index[name] = ["transformers", *text["architectures"]]
+            write_atomic(tmp_path / "model_index.json", json.dumps(index))
         with pytest.raises(ValueError, match=f"the parts are of different families: {message}"):
             StableDiffusion.from_pretrained(tmp_path, device="cpu")
 

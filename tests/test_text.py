@@ -121,7 +121,8 @@ def changed(folder, tmp_path, **files):
     ({"model_max_length": "77"}, "model_max_length = '77'"), ({"padding_side": "left"}, "padding_side = 'left'"),
     ({"truncation_side": "left"}, "truncation_side = 'left'; supported is 'right'"),
     ({"added_tokens_decoder": {"x": 3}}, "added tokens .* are garbled"),
-    ({"added_tokens_decoder": {"9999": {"content": "<cat>"}}}, "adds '<cat>' with an id that is not the next")])
+    ({"added_tokens_decoder": {"9999": {"content": "<cat>"}}},
+     "adds '<cat>' with the id 9999; it should be a text with the next")])
 def test_what_a_tokenizer_states_and_we_cannot_do_is_named(folder, tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
         load_tokenizer(changed(folder, tmp_path, tokenizer_config=config))
@@ -131,7 +132,8 @@ def test_what_a_tokenizer_states_and_we_cannot_do_is_named(folder, tmp_path, con
     ({"bos_token": "<s>"}, "bos_token = '<s>'; supported is"),
     ({"eos_token": {"content": "</s>"}}, "eos_token = '</s>'"),
     ({"pad_token": {"content": 3}}, "pad_token = 3; it should be a text"), ({"pad_token": "<pad>"}, "lacks <pad>"),
-    ({"pad_token": ["!"]}, r"pad_token = \['!'\]")])
+    ({"pad_token": ["!"]}, r"pad_token = \['!'\]"), ({"unk_token": 5}, "special token 5; it should be a text"),
+    ({"additional_special_tokens": [None]}, "special token None; it should be a text")])
 def test_special_tokens_that_are_not_clips_are_named(folder, tmp_path, special, message):
     with pytest.raises(ValueError, match=message):
         load_tokenizer(changed(folder, tmp_path, special_tokens_map=special))
@@ -175,3 +177,16 @@ def test_an_encoder_with_too_few_places_is_named(tokenizer):
     small = {**tiny.TEXT, "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 32}
     with pytest.raises(ValueError, match="max_position_embeddings of the text encoder is 32; supported are 77 or more"):
         Text([tokenizer], [CLIPText(CLIPTextConfig.from_dict(small))])
+
+
+def test_a_whole_tokenizer_of_another_side_is_named_and_its_dropout_is_left_out(folder, tokenizer, tmp_path):
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for name, side in (("padding", "padding_side"), ("truncation", "truncation_side")):
+        changed = {**content, name: {**content[name], "direction": "Left"}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=f"{side} = 'left'; supported is 'right'"):
+            load_tokenizer(tmp_path)
+    random = {**content, "normalizer": None, "model": {**content["model"], "dropout": 1.0}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(random))
+    assert load_tokenizer(tmp_path).encode("A Red house").ids == tokenizer.encode("a red house").ids

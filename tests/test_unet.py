@@ -158,3 +158,17 @@ def test_whole_floats_and_both_forms_of_the_sides_are_accepted():
             UNetConfig.from_dict(zero)
     with pytest.raises(ValueError, match="the config is of a UNet2DModel, not of a UNet2DConditionModel"):
         UNetConfig.from_dict({"_class_name": "UNet2DModel"})
+
+
+@pytest.mark.parametrize("change", [{"addition_time_embed_dim": None}, {"addition_time_embed_dim": 7},
+                                    {"projection_class_embeddings_input_dim": None}])
+def test_a_vec_without_its_widths_is_named(change):
+    with pytest.raises(ValueError, match="addition_embed_type needs both, the first of them even"):
+        UNetConfig.from_dict({"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+                              "projection_class_embeddings_input_dim": 68, **change})
+
+
+def test_a_list_that_says_no_at_every_resolution_says_nothing():
+    assert UNetConfig.from_dict({"only_cross_attention": [False] * 4}) == UNetConfig()
+    with pytest.raises(ValueError, match="does not support only_cross_attention"):
+        UNetConfig.from_dict({"only_cross_attention": [False, False, True, True]})

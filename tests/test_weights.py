@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minidiff.io import weights
-from minidiff.io.weights import load_state, load_strict, read_json, read_object, save_state, write_atomic
+from minidiff.io.weights import load_state, load_strict, read_json, read_notes, read_object, save_state, write_atomic
 from minidiff.nets.vae import VAE, VAEConfig
 
 pytestmark = pytest.mark.quick
@@ -304,3 +306,58 @@ def test_numbers_of_eight_bits_are_looked_at(tmp_path):
     assert net.weight.float().tolist() == [[1.0, 1.0]]
     with pytest.raises(ValueError, match="NaN or infinite numbers in weight"):
         load_strict(net, {"weight": torch.tensor([[1.0, torch.nan]]).to(torch.float8_e4m3fn)})
+
+
+def test_a_path_that_is_not_utf8_is_read(tmp_path):
+    folder = tmp_path / "caf\udce9"                                      # as Python reads the byte 0xe9
+    try:
+        folder.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("names are UTF-8 here")
+    save_state(STATE, folder / "a.safetensors", {"said": "yes"})
+    (tmp_path / "a.pt").write_bytes(b"")
+    torch.save(STATE, tmp_path / "a.pt")
+    (tmp_path / "a.pt").rename(folder / "a.pt")
+    for name in ("a.safetensors", "a.pt"):
+        assert equal(load_state(folder / name), STATE)
+    assert load_state(folder / "a.safetensors", headers=True)["weight"].shape == (2, 3)
+    assert read_notes(folder / "a.safetensors")["said"] == "yes"
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.ones(2, device="meta")])
+def test_tensors_that_are_not_plain_are_named(tmp_path, tensor):
+    torch.save({"a": torch.ones(1), "odd": tensor}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="x.pt should hold plain tensors; .*: odd"):
+        load_state(tmp_path / "x.pt")
+
+
+def test_programs_and_pictures_are_called_so(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"x/{name}", "3")
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="a TorchScript program, which minidiff never runs"):
+        warnings.simplefilter("error")
+        load_state(tmp_path / "x.pt")
+    for head in (b"\x89PNG\r\n", b"\xff\xd8\xff\xe0", b"RIFF0000WEBP"):
+        (tmp_path / "x.pt").write_bytes(head + bytes(99))
+        with pytest.raises(ValueError, match="x.pt is a picture, not weights"):
+            load_state(tmp_path / "x.pt")
+
+
+def test_all_that_is_in_the_shards_is_read_wherever_the_index_says_it_is(tmp_path):
+    for name, key in (("a", "weight"), ("b", "bias")):
+        save_file({key: STATE[key]}, tmp_path / f"{name}.safetensors")
+    index = tmp_path / f"{STEM}.safetensors.index.json"
+    for where in ({"weight": "b", "bias": "a"}, {"weight": "a", "another": "b"}):
+        index.write_text(json.dumps({"weight_map": {key: f"{name}.safetensors" for key, name in where.items()}}))
+        assert equal(load_state(tmp_path), STATE)
+    index.write_text(json.dumps({"weight_map": {"weight": ""}}))
+    with pytest.raises(ValueError, match="has no weight_map from tensor names to files"):
+        load_state(tmp_path)
+
+
+def test_an_old_file_cut_off_in_an_empty_storage_is_garbled(tmp_path):
+    torch.save({"none": torch.zeros(0), "b": os.system}, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "x.pt").write_bytes((tmp_path / "x.pt").read_bytes()[:-5])
+    with pytest.raises(ValueError, match="x.pt is garbled or truncated"):
+        read_object(tmp_path / "x.pt")

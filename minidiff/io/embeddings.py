@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 
 from minidiff.io.tokens import CLOSE, OPEN
-from minidiff.io.weights import load_state, read_object
+from minidiff.io.weights import is_dense, load_state, read_object
 from minidiff.text import checked
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from minidiff.nets.clip import CLIPText
+
+
+FORMS = ("emb_params", "*", "clip_l", "clip_g")  # names that are no words
 
 
 def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, list[Tensor]]:
@@ -52,18 +55,18 @@ def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, lis
         parts = [state["clip_l"], state["clip_g"]]
     elif len(state) == 1:
         (key, vectors), = state.items()
-        name, parts = name or (key if key not in ("emb_params", "*") else None), [vectors]
+        name, parts = name or (key if key not in FORMS else None), [vectors]
     else:
         raise ValueError(f"{path} is no textual inversion: it should hold one word with its vectors, "
                          "string_to_param, or clip_l and clip_g")
-    if not all(part.is_floating_point() and part.ndim in (1, 2) and part.numel() and part.float().isfinite().all()
-               for part in parts):
+    if not all(is_dense(part) and part.is_floating_point() and part.ndim in (1, 2) and part.numel()
+               and part.float().isfinite().all() for part in parts):
         raise ValueError(f"{path} is no textual inversion: that is a tensor (vectors, width) of finite numbers")
     parts = [torch.atleast_2d(part.detach().float()) for part in parts]
     if len({len(part) for part in parts}) > 1:
         raise ValueError(f"{path} is no textual inversion: clip_l has {len(parts[0])} vectors and clip_g "
                          f"{len(parts[1])}; they need as many")
-    word = token or name or path.stem
+    word = name or path.stem if token is None else token
     if not isinstance(word, str) or not word.strip():
         raise ValueError(f"the word {word!r} for {path} is {'blank' if isinstance(word, str) else 'no text'}; give "
                          "another token")

@@ -10,6 +10,7 @@ from torch import Tensor
 from minidiff.io.checkpoint import EMA, FAMILIES, KINDS, PARTS, TITLES, WIDTHS, family, kind, named, part, predicts
 from minidiff.io.hub import find
 from minidiff.io.weights import State, load_state, read_json, read_notes, read_object
+from minidiff.schedule import checked
 
 SMALL = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_model.safetensors",
          "learned_embeds.safetensors", "learned_embeds.bin")  # a LoRA or a textual inversion in a folder of its own
@@ -71,6 +72,8 @@ def _file(path: Path) -> dict[str, Any]:
     words = content.get("string_to_param") if isinstance(content, dict) else None
     if isinstance(words, dict):                                          # AUTOMATIC1111's textual inversion
         vectors = {name: value for name, value in words.items() if isinstance(value, Tensor)}
+        if not vectors:
+            raise ValueError(f"{path} is no textual inversion: its string_to_param holds no vectors")
         return {"family": _words(vectors), "parts": {path.name: count(vectors)}}
     state = load_state(path, headers=True)
     what = kind(state)
@@ -106,18 +109,20 @@ def _checkpoint(state: State, notes: dict[str, Any]) -> dict[str, Any]:
 
 def _folder(folder: Path) -> dict[str, Any]:
     index, result = read_json(folder / "model_index.json"), {}
-    names = [name for name, value in index.items() if isinstance(value, list) and named(index, name)]
-    result["parts"] = {name: _network(folder / name) for name in names if (folder / name / "config.json").is_file()}
+    names = [name for name, value in index.items() if isinstance(value, list) and name[0] != "_" and named(index, name)]
+    result["parts"] = {name: {**_network(folder / name), "class": named(index, name)} for name in names
+                       if (folder / name / "config.json").is_file()}
     if "unet" in names:
         config = read_json(folder / "unet" / "config.json")
         width = config.get("cross_attention_dim", 1280)
         known = WIDTHS.get(width) if isinstance(width, int) else None
         title = TITLES.get(known, f"{index.get('_class_name')} of its own size (context of {width})")
         latent = " LCM" if config.get("time_cond_proj_dim") else ""
-        inpaints = config.get("in_channels", 4) == 2 * config.get("out_channels", 4) + 1
+        outputs = config.get("out_channels", 4)
+        inpaints = isinstance(outputs, int) and config.get("in_channels", 4) == 2 * outputs + 1
         result["family"] = title + latent + (" inpainting" if inpaints else "")
     if "scheduler" in names:
-        config = read_json(folder / "scheduler" / "scheduler_config.json")
+        config = checked(read_json(folder / "scheduler" / "scheduler_config.json"))
         result |= {"scheduler": named(index, "scheduler"),
                    "prediction_type": config.get("prediction_type") or "epsilon",
                    "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr"))}
@@ -127,8 +132,7 @@ def _folder(folder: Path) -> dict[str, Any]:
 def _network(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     named = config.get("_class_name") or config.get("architectures") or "unknown"
-    what = named if isinstance(named, str) else str(named[0])
-    return {"class": what, **count(_weights(folder))}
+    return {"class": str(named[0] if isinstance(named, list) else named), **count(_weights(folder))}
 
 
 def _weights(folder: Path) -> State:

@@ -93,7 +93,7 @@ class Loras:
         Raises:
             ValueError: there is no LoRA of this handle.
         """
-        if handle is not None and handle not in self.loaded:
+        if handle is not None and handle not in [*self.loaded]:
             raise ValueError(f"no LoRA is loaded under {handle}; there are {sorted(self.loaded) or 'none'}")
         for key in list(self.loaded) if handle is None else [handle]:
             lora, _ = self.loaded.pop(key)
@@ -139,7 +139,7 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
         name = names.get(spelled.replace(".processor.", ".").removeprefix("base_model.model."))
         half = "down" if match and match[2] in ("lora_down", "lora_A", "down") else "up"
         if not name or not (match and tensor.ndim > 1 and tensor.numel() or key.endswith(".alpha")
-                            and tensor.numel() == 1):
+                            and tensor.numel() == 1 and not tensor.is_complex()):
             odd.append(key)
         elif half in pairs.get(name, {}) if match else name in alphas:
             twice.append(key)
@@ -227,8 +227,12 @@ def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, 
     """alpha/rank, or with use_rslora alpha/√rank (2312.03732); alpha of the layer, else of its part, else the rank."""
     part, _, path = name.partition(".")
     patterns, whole, root = (settings.get(f"{part}.{key}") for key in ("alpha_pattern", "lora_alpha", "use_rslora"))
+    if (other := settings.get(f"{part}.peft_type") or "LORA") != "LORA" or settings.get(f"{part}.use_dora"):
+        raise ValueError(f"the LoRA's settings for {part} say {other if other != 'LORA' else 'use_dora'}; supported "
+                         "are plain LoRAs")
     if not (isinstance(patterns, dict | None) and isinstance(root, bool | None) and all(
-            isinstance(alpha, int | float | None) for alpha in (whole, *(patterns or {}).values()))):
+            isinstance(alpha, int | float | None) and not isinstance(alpha, bool)
+            for alpha in (whole, *(patterns or {}).values()))):
         raise ValueError(f"the LoRA's settings for {part} are garbled: lora_alpha is {whole!r}, alpha_pattern "
                          f"{patterns!r}, use_rslora {root!r}")
     try:

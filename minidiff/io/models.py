@@ -17,6 +17,9 @@ from minidiff.text import EOS, Text, load_tokenizers, save_tokenizer
 
 PIPELINES = re.compile(r"StableDiffusion(XL)?(ControlNet)?(Img2Img|Inpaint)?Pipeline|"
                        r"LatentConsistencyModel(Img2Img)?Pipeline")
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel(WithProjection)?",
+           "text_encoder_2": "CLIPTextModel(WithProjection)?", "tokenizer": "CLIPTokenizer(Fast)?",
+           "tokenizer_2": "CLIPTokenizer(Fast)?"}  # of the parts
 ADVICE = {"lora": "load a model first, then pipe.load_lora(path)",
           "embedding": "load a model first, then pipe.load_textual_inversion(path)",
           "controlnet": "load it with ControlNet.from_pretrained, and a model beside it",
@@ -136,6 +139,9 @@ def _index(folder: Path) -> dict[str, Any]:
     if not isinstance(name, str) or not PIPELINES.fullmatch(name):
         raise ValueError(f"{folder} is a {name}; supported are pipelines of Stable Diffusion 1, 2, XL and latent "
                          "consistency models")
+    for key in ("requires_aesthetics_score", "force_zeros_for_empty_prompt"):
+        if not isinstance(index.get(key), bool | None):
+            raise ValueError(f"{folder} has {key} = {index[key]!r}; it should be true or false")
     if index.get("requires_aesthetics_score"):
         raise ValueError(f"{folder} has requires_aesthetics_score = true, as the refiner of Stable Diffusion XL; it is "
                          "not supported")
@@ -143,6 +149,9 @@ def _index(folder: Path) -> dict[str, Any]:
     needed += ["text_encoder_2", "tokenizer_2"] if "XL" in name else []
     if missing := [part for part in needed if checkpoint.named(index, part) is None]:
         raise ValueError(f"{folder} is incomplete: its model_index.json names no {', '.join(missing)}")
+    for part, known in CLASSES.items():
+        if (given := checkpoint.named(index, part)) and not re.fullmatch(known, given):
+            raise ValueError(f"{folder} has a {given} as its {part}; supported is {known.split('(')[0]}")
     return index
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 LENGTH = 77  # tokens of a prompt, start and end included
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 OPEN, CLOSE = "\ue000", "\ue001"  # private-use characters: a word's own name that is added later, in no prompt
+MORE = ("additional_special_tokens", "extra_special_tokens")  # lists of others
 UNSAID = 10**6  # larger lengths mean in transformers' files that nobody said it
 
 
@@ -26,7 +27,11 @@ def stated_tokens(folder: Path) -> dict[str, Any]:
     '<|endoftext|>'
     """
     files = [folder / name for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    found: dict[str, Any] = {"pad_token": None}
+    whole = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else {}
+    cut, fill = ({} if not isinstance(whole.get(name), dict) else whole[name] for name in ("truncation", "padding"))
+    sides = {"padding_side": fill.get("direction"), "truncation_side": cut.get("direction")}
+    found: dict[str, Any] = {"pad_token": fill.get("pad_token")} | {
+        name: str(side).lower() for name, side in sides.items() if side}
     for file in filter(Path.is_file, files):
         found |= {k: v.get("content") if isinstance(v, dict) and k.endswith("_token") else v
                   for k, v in read_json(file).items() if v}
@@ -39,6 +44,11 @@ def stated_tokens(folder: Path) -> dict[str, Any]:
         raise ValueError(f"the tokenizer in {folder} has model_max_length = {length!r}; supported is {LENGTH}")
     if not isinstance(found["pad_token"], str | None):
         raise ValueError(f"the tokenizer in {folder} has pad_token = {found['pad_token']!r}; it should be a text")
+    listed = [token for key in MORE if isinstance(found.get(key), list) for token in found[key]]
+    listed += [found["unk_token"]] if found.get("unk_token") else []
+    found["special"] = [token.get("content") if isinstance(token, dict) else token for token in listed]
+    if odd := [token for token in found["special"] if not isinstance(token, str) or not token]:
+        raise ValueError(f"the tokenizer in {folder} has a special token {odd[0]!r}; it should be a text")
     return found
 
 
@@ -63,6 +73,6 @@ def add_tokens(tokenizer: Tokenizer, folder: Path) -> None:
                 tokenizer.add_tokens([AddedToken(token, **flags)])
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"the added tokens of the tokenizer in {folder} are garbled: {error!r}") from error
-    if moved := [token for token, i, _ in listed if tokenizer.token_to_id(token) != i]:
-        raise ValueError(f"the tokenizer in {folder} adds {moved[0]!r} with an id that is not the next one of its "
-                         "vocabulary")
+    if moved := [(token, i) for token, i, _ in listed if tokenizer.token_to_id(token) != i]:
+        raise ValueError("the tokenizer in {} adds {!r} with the id {!r}; it should be a text with the next number of "
+                         "its vocabulary".format(folder, *moved[0]))

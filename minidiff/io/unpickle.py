@@ -123,7 +123,8 @@ def load_old(path: str | Path) -> Any:
         content = reader.load()
         for key in _Unpickler(file).load():
             data, _ = storages[key]
-            file.seek(8, 1)                                                  # the number of its elements
+            if len(file.read(8)) < 8:                                        # the number of its elements
+                raise EOFError(f"the file ends before storage {key}")
             if len(data):
                 data.copy_(torch.frombuffer(bytearray(file.read(len(data))), dtype=torch.uint8).untyped_storage())
     return content

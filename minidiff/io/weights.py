@@ -10,7 +10,9 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -148,7 +150,7 @@ def read_notes(path: str | Path) -> dict[str, Any]:
         return {k: v for k, v in items if isinstance(v, (str, int, float))}
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with _utf8(Path(path)) as name, safe_open(name, framework="pt") as file:
         return dict(file.metadata() or {})
 
 
@@ -165,26 +167,15 @@ def read_object(path: str | Path, headers: bool = False) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                if headers:      # reading a tensor touches it, and the system then reads ahead
-                    parts = {name: file.get_slice(name) for name in file.keys()}
-                    return {name: torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype()), device="meta")
-                            for name, part in parts.items()}
-                return {name: file.get_tensor(name) for name in file.keys()}
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == ZIP                                 # before torch 1.6: a bare pickle, no mmap
-        try:
-            with torch.serialization.safe_globals(PARAMETERS):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-        except pickle.UnpicklingError:
-            return (load_tensors if is_zip else load_old)(path)
+        with _utf8(path) as name:
+            return _headers(name) if headers and path.suffix == ".safetensors" else _content(name)
     except pickle.UnpicklingError as error:     # torch's own text advises to load it unsafely
         raise ValueError(_diagnosis(path) or f"{path} is no plain file of tensors: it is garbled, or would run code to "
                          "load, which minidiff never does") from error
     except Exception as error:      # each reader has its own exceptions, all mean: this is not a whole weight file
+        if "TorchScript" in str(error):                                  # torch advises to load it unsafely here too
+            raise ValueError(f"{path} is a TorchScript program, which minidiff never runs; it needs the tensors alone, "
+                             "such as its state_dict()") from error
         reason = "" if isinstance(error, LookupError) else f": {error}"          # a lookup's is a bare key
         raise ValueError(_diagnosis(path) or f"{path} is garbled or truncated{reason}".splitlines()[0]) from error
 
@@ -225,6 +216,15 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
     if sum(v.nbytes for v in state.values()) <= CHECKED and (broken := nonfinite(state)):
         raise ValueError(f"{source} holds NaN or infinite numbers in {broken}")
     module.load_state_dict(state, assign=True)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is all of its numbers: not sparse or nested, and not on the meta device.
+
+    >>> is_dense(torch.eye(2)), is_dense(torch.eye(2).to_sparse()), is_dense(torch.ones(2, device="meta"))
+    (True, False, False)
+    """
+    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
 
 
 def nonfinite(state: State) -> str:
@@ -288,6 +288,45 @@ def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     os.replace(file.name, path)
 
 
+@contextmanager
+def _utf8(path: Path) -> Iterator[Path]:
+    """The file by a name in UTF-8, the only ones that safetensors' and torch's readers open: a link, if need be."""
+    if os.fsencode(path).decode(errors="replace") == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"link{path.suffix}"
+        link.symlink_to(path.absolute())
+        yield link
+
+
+def _headers(path: Path) -> State:
+    """A safetensors file's names and shapes: reading a tensor touches it, and the system then reads ahead."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        # what is of a dtype that torch lacks counts as bytes: no parameters
+        return {name: torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
+                for name, part in parts.items()}
+
+
+def _content(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == ZIP                                     # before torch 1.6: a bare pickle, no mmap
+    try:
+        with torch.serialization.safe_globals(PARAMETERS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")                              # of formats that fail then, or are old
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError:
+        return (load_tensors if is_zip else load_old)(path)
+
+
 def _read(path: Path, headers: bool = False) -> State:
     content = inner(read_object(path, headers), path)
     if isinstance(content, dict):
@@ -301,6 +340,9 @@ def _read(path: Path, headers: bool = False) -> State:
         raise ValueError(f"{path} should hold a flat dictionary of tensors" + _odd(content))
     if odd := [repr(k) for k in content if not isinstance(k, str)]:
         raise ValueError(f"{path} should hold tensors by their names; {_first_ten(odd)} is no name")
+    if odd := [k for k, v in content.items() if not (is_dense(v) or headers and v.is_meta)]:
+        raise ValueError(f"{path} should hold plain tensors; sparse, nested or without their numbers: "
+                         f"{_first_ten(odd)}")
     while prefix := next((p for p in WRAPPERS if content and all(k.startswith(p) for k in content)), None):
         content = {k.removeprefix(prefix): v for k, v in content.items()}
     return content
@@ -316,12 +358,13 @@ def _odd(content: Any) -> str:
 
 def _read_shards(index: Path, headers: bool) -> State:
     where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
+    if not isinstance(where, dict) or not all(isinstance(v, str) and v for v in where.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to files")
     if bad := sorted({name for name in where.values() if name in (".", "..") or set(name) & set("/\\:")}):
         raise ValueError(f"{index} points out of its folder: {_first_ten(bad)}")
-    shards = {name: _read(index.parent / name, headers) for name in sorted(set(where.values()))}
-    return {key: shards[name][key] for key, name in where.items() if key in shards[name]}
+    # as in diffusers, all that is in the shards, wherever the index says that a tensor is
+    return {key: tensor for name in sorted(set(where.values())) for key, tensor in
+            _read(index.parent / name, headers).items()}
 
 
 def _pointwise(a: Tensor, b: Tensor) -> bool:
@@ -347,6 +390,8 @@ def _diagnosis(path: Path) -> str | None:
         return f"{path} is a git-LFS pointer, not the file itself: run `git lfs pull` where it came from"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         return f"{path} is a web page, not weights: the download was redirected"
+    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF")):
+        return f"{path} is a picture, not weights"
     if path.suffix == ".safetensors" and head.startswith(ZIP):
         return f"{path} is a file of torch.save under another name: let it end in .ckpt, and it is read as one"
     if path.suffix != ".safetensors" and head[8:10] == b'{"':

@@ -43,6 +43,8 @@ class ControlNetConfig(EncoderConfig):
         super().__post_init__()
         if (order := self.controlnet_conditioning_channel_order) not in ORDERS:
             raise ValueError(f"controlnet_conditioning_channel_order is {order!r}, supported: {', '.join(ORDERS)}")
+        if not self.conditioning_embedding_out_channels:
+            raise ValueError("conditioning_embedding_out_channels is empty; it needs one number or more")
 
     @property
     def factor(self) -> int:

@@ -79,6 +79,10 @@ class EncoderConfig(Config):
             raise ValueError(f"mid_block_type is {self.mid_block_type!r}, supported: {', '.join(map(str, MIDDLES))}")
         if self.addition_embed_type not in ("text_time", None):
             raise ValueError(f"addition_embed_type is {self.addition_embed_type!r}, supported: text_time, None")
+        sizes = (self.addition_time_embed_dim, self.projection_class_embeddings_input_dim)
+        if self.addition_embed_type and not (all(sizes) and sizes[0] % 2 == 0):
+            raise ValueError(f"addition_time_embed_dim and projection_class_embeddings_input_dim are {sizes}; "
+                             "addition_embed_type needs both, the first of them even")
         for name in ("layers_per_block", "heads", "transformer_layers_per_block"):
             if len(self.each(name)) != n:
                 raise ValueError(f"{name} is {getattr(self, name)}, it needs one value or {n}")
@@ -100,6 +104,12 @@ class EncoderConfig(Config):
         """
         value = getattr(self, name)
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @property
+    def pooled(self) -> int | None:
+        """The width of the pooled prompt, which `vec` holds beside six sizes; None without it."""
+        return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim if \
+            self.addition_embed_type else None
 
     def resnet(self, ch: int, out: int) -> ResBlock:
         """A residual block of this net."""

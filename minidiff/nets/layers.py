@@ -29,7 +29,7 @@ class Config:
     Class attributes of a subclass:
         saved: entries that `to_dict` adds, such as `_class_name`.
         renamed: {our field: name in the file}.
-        default: {key that is no field: the one value at which it may stand}.
+        default: {key that is no field: the one value at which it may stand, besides null}.
         ignored: keys that do not change what the network computes.
     """
 
@@ -61,7 +61,8 @@ class Config:
                 if given[own[key]] is REFUSED:
                     raise ValueError(f"{cls.__name__} has {key} = {value!r}; it should be {_said(hints[own[key]])}")
             elif not (key.startswith("_") or key in cls.ignored or value is None
-                      or (value == cls.default[key] if key in cls.default else value in (False, "", (), {}))):
+                      or (value == cls.default[key] if key in cls.default else value in (False, "", {})
+                          or isinstance(value, tuple) and not any(value))):
                 raise ValueError(f"{cls.__name__} does not support {key} = {value!r}")
         return cls(**given)
 

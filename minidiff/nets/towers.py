@@ -69,8 +69,8 @@ class CLIPTextConfig(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        named = values.get("architectures") or ()
-        projected = "CLIPTextModelWithProjection" in ([named] if isinstance(named, str) else named)
+        named = values.get("architectures")
+        projected = "CLIPTextModelWithProjection" in (named if isinstance(named, list | tuple) else [named])
         return super().from_dict({"with_projection": projected, **values})
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,5 +254,5 @@ def init(module: nn.Module, config: CLIPTextConfig | CLIPVisionConfig) -> None:
 def _check(config: CLIPTextConfig | CLIPVisionConfig) -> None:
     if config.hidden_act not in ACTIVATIONS:
         raise ValueError(f"hidden_act is {config.hidden_act!r}, supported are {', '.join(ACTIVATIONS)}")
-    if config.num_attention_heads < 1 or config.hidden_size % config.num_attention_heads:
+    if min(config.num_attention_heads, config.hidden_size) < 1 or config.hidden_size % config.num_attention_heads:
         raise ValueError(f"{config.num_attention_heads} heads do not divide the width {config.hidden_size}")

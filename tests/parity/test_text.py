@@ -85,3 +85,14 @@ def test_stable_diffusion_2_pads_with_an_exclamation_mark(tmp_path):
 def test_published_ids(text, ids):
     row = tokenize(load_tokenizer(CLIP), [text])[0].tolist()
     assert row == [49406, *ids, 49407] + [49407] * (75 - len(ids))
+
+
+@pytest.mark.parametrize("special", [{"unk_token": "!"}, {"additional_special_tokens": ["!", "red</w>"]},
+                                     {"additional_special_tokens": ["<new>"]}])
+def test_other_special_tokens_are_transformers_tokens(tmp_path, special):
+    train_tokenizer(tiny.CAPTIONS, tmp_path)
+    path = tmp_path / "special_tokens_map.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **special}))
+    texts = ["a !red!! house", "red<new>tree"]
+    want = CLIPTokenizer.from_pretrained(tmp_path)(texts, padding="max_length", max_length=77, truncation=True)
+    assert tokenize(load_tokenizer(tmp_path), texts).tolist() == want.input_ids
