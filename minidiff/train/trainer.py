@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from minidiff.io.weights import load_state, save_state
 from minidiff.pipeline import default_device, find_device
-from minidiff.settings import SEEDS, number, whole
+from minidiff.settings import SEEDS
 from minidiff.train.ema import EMA
+from minidiff.values import number, whole
 
 
 @dataclass(frozen=True)
