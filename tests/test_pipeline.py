@@ -179,7 +179,7 @@ def test_an_empty_prompt_is_allowed(pipe):
     ({"negative_prompt_embeds": (torch.full((1, 77, 24), math.inf), None)}, "negative_prompt_embeds hold NaN or inf"),
     ({"negative_prompt_embeds": (torch.zeros(77, 24), None)}, r"negative_prompt_embeds are \(77, 24\); they should be"),
     ({"negative_prompt_embeds": (torch.zeros(1, 77, 24), "x")}, r"must be a pair \(context, vec\) of tensors"),
-    ({"image": torch.zeros(3, 32, 32), "strength": 0}, "strength 0 of 25 steps leaves no step; take more strength"),
+    ({"image": torch.zeros(3, 32, 32), "strength": 0}, "strength 0 of 3 steps leaves no step; take more strength"),
     ({"controlnet": "folder", "control_image": torch.zeros(3, 32, 32)}, "controlnet is a str; it must be a ControlNet"),
     ({"latents": torch.zeros(1, 4, 4, 4)}, r"latents have the shape \(1, 4, 4, 4\)"),
     ({"negative_prompt": ["a", "b"]}, "1 prompts, but 2 negative"),
