@@ -61,8 +61,8 @@ class Grid(tuple):
         n: number of steps of the whole grid; slices keep it (and the start rule).
 
     Raises:
-        ValueError: fewer than two levels, a level that is not finite, or one noisier than the one before it, or all
-            noise or all data where others are left.
+        ValueError: fewer than two levels, a level that is not three finite numbers, or one noisier than the one before
+            it, or all noise or all data where others are left.
 
     >>> grid = preset("sd-ddim", 4)
     >>> [level.t for level in grid], grid.n, grid[2:].n
@@ -73,7 +73,10 @@ class Grid(tuple):
     n: int
 
     def __new__(cls, levels: Iterable[Level], from_pure_noise: bool = False, n: int | None = None) -> Grid:
-        self = super().__new__(cls, levels)
+        try:
+            self = super().__new__(cls, [Level(*map(float, level)) for level in levels])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a grid is made of levels (t, alpha, sigma), three numbers each: {error}") from error
         if len(self) < 2:
             raise ValueError(f"a grid needs at least 2 levels, this one has {len(self)}")
         for level in self:

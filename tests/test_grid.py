@@ -1,6 +1,7 @@
 """Grids: the published times and noise levels, the start rules, slices, and every refusal with its sentence."""
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 
@@ -112,6 +113,19 @@ def test_all_noise_and_all_data_have_their_places(levels, named):
     with pytest.raises(ValueError, match=f"{named}.*; both are positive, but for alpha at a grid's first level"):
         Grid(Level(*level) for level in levels)
     assert len(Grid([Level(1, 0, 1), Level(0.5, 1, 1), Level(0, 1, 0)])) == 3
+
+
+@pytest.mark.parametrize("levels", [None, [1, 2], [(1, 2), (1, 2)], [("a", 1, 1), (0, 1, 0)],
+                                    [(1, None, 1), (0, 1, 0)]])
+def test_levels_are_three_numbers(levels):
+    with pytest.raises(ValueError, match="a grid is made of levels .t, alpha, sigma., three numbers each"):
+        Grid(levels)
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, Fraction, Decimal])
+def test_levels_are_kept_as_pythons_numbers(kind):
+    grid = Grid([(kind(9), kind(0.5), kind(0.5)), (kind(0), kind(1), kind(0))])
+    assert grid == Grid([Level(9, 0.5, 0.5), Level(0, 1, 0)]) and {type(v) for level in grid for v in level} == {float}
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -69,7 +69,8 @@ def test_garbled_exif_data_are_no_reason_to_refuse_a_picture(tmp_path):
 
 
 def test_a_dark_16_bit_netpbm_file_is_dark(tmp_path):
-    for name, data in (("a.pgm", b"P5 1 1 65535\n\0\xff"), ("b.pgm", b"P2 1 1 65535\n255 ")):
+    for name, data in (("a.pgm", b"P5 1 1 65535\n\0\xff"), ("b.pgm", b"P2 1 1 65535\n255 "),
+                       ("c.pfm", b"Pf 1 1 -1.0\n" + struct.pack("<f", 1 / 255))):
         (tmp_path / name).write_bytes(data)
         assert open_image(tmp_path / name).getpixel((0, 0)) == (1, 1, 1)
 

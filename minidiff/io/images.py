@@ -58,7 +58,7 @@ def plain(picture: Image.Image, background: str = "white") -> Image.Image:
         raise ValueError(f"a picture is a PIL picture here, not a {type(picture).__name__}")
     if 0 in picture.size:
         raise ValueError(f"a picture has at least one pixel; this one is {picture.width}×{picture.height}")
-    key, whites = _key(picture), {} if picture.format == "PPM" else WHITES      # Pillow scales those to 65535
+    key, netpbm = _key(picture), picture.format == "PPM"                        # whose greys Pillow scales to 65535
     picture.load()
     try:
         picture = ImageOps.exif_transpose(picture)
@@ -69,7 +69,8 @@ def plain(picture: Image.Image, background: str = "white") -> Image.Image:
     if picture.mode[0] in "IF":
         grey = np.asarray(picture)
         low, high = grey.min(), grey.max()
-        white = next((top for top in whites.get(picture.mode, (65535,)) if 0 <= low and high <= top), None)
+        tops = (65535,) if netpbm and picture.mode == "I" else WHITES.get(picture.mode, (65535,))
+        white = next((top for top in tops if 0 <= low and high <= top), None)
         if white is None:
             raise ValueError(f"a picture of mode {picture.mode} has values from 0 to 65535, not from {low} to {high}")
         alpha = 255 * (grey != picture.info.get("transparency", -1)).astype(np.uint8)     # a PNG may name one grey

@@ -116,15 +116,14 @@ def sources(size: int, data: Path | None, seed: int) -> str:
     return hashlib.sha256(json.dumps([size, parts]).encode() + pictures.numpy().tobytes()).hexdigest()
 
 
-def made_of(run: Run, size: int, data: Path | None, init: Path | None,
-            parts: tuple[str | Path, ...]) -> dict[str, int | str]:
-    """`Run.made` of a recipe: what its result depends on, among it `parts`: of the model's folder, or other folders."""
+def made_of(run: Run, size: int, data: Path | None, init: Path | None, parts: tuple[str, ...]) -> dict[str, int | str]:
+    """`Run.made` of a recipe: what its result depends on, among it other `parts` of the model's folder."""
     made = {"size": size, "seed": run.seed}
     if not data or data.is_dir():                                          # else the recipe says what is wrong
         made[SOURCES] = sources(size, data, run.seed)
     if init or not run.resume:                                             # a resumed run has its own weights
         made["other weights to start from"] = digest(init) if init else ""
-    return made | {f"another {Path(part).name.replace('_', ' ')}": digest(run.out / part) for part in parts}
+    return made | {f"another {part.replace('_', ' ')}": digest(run.out / part) for part in parts}
 
 
 def dataset(run: Run, size: int, data: Path | None) -> tuple[Tensor, list[list[str]]]:

@@ -281,9 +281,9 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     data, init = (Path(folder) if folder else None for folder in (data, init))
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
-    parts = {"unet": ("vae", "text_encoder", "tokenizer"),
-             "vae": (weights_dir() / "perceptual",) if size > 64 else ()}.get(name, ())
-    settings = replace(settings, made=made_of(settings, size, data, init, parts))
+    parts = ("vae", "text_encoder", "tokenizer") if name == "unet" else ()
+    eye = {"another perceptual net": digest(weights_dir() / "perceptual")} if name == "vae" and size > 64 else {}
+    settings = replace(settings, made=made_of(settings, size, data, init, parts) | eye)
     check(name, settings)
     out.mkdir(parents=True, exist_ok=True)
     RECIPES[name](settings, size=size, data=data, init=init)
