@@ -163,7 +163,7 @@ def evaluate(model: str | Path = "mini-sd", *, n: int = 1000, json_file: str | P
     image_format(sheet)
     check_writable([sheet], overwrite)
     if json_file is not None:
-        check_writable([Path(json_file)], overwrite=True)
+        check_writable([Path(json_file), sheet], overwrite=True)
     return measure(model, n=n, json_path=json_file, sheet_path=sheet, progress=True, **settings), sheet
 
 

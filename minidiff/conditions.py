@@ -60,7 +60,8 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
         n = len(levels) - 1
         taken = int(n * s.taken)
         if taken < 1:
-            raise ValueError(f"strength {s.taken} of {n} steps leaves no step; take more of either")
+            more = "of either" if s.taken >= 0.001 else "strength"                  # there are at most 1000 steps
+            raise ValueError(f"strength {s.taken:g} of {n} steps leaves no step; take more {more}")
         levels = grid.spread(levels[n - taken:], s.steps) if spreads else levels[n - taken:]
     return sampler, levels, dict(options), clipped
 
@@ -111,7 +112,7 @@ def rows(pair: Pair, config: UNetConfig, s: Settings, sides: tuple[int, int]) ->
     context, vec = pair
     width = config.cross_attention_dim
     if context.ndim != 3 or context.shape[2] != width:
-        raise ValueError(f"prompt_embeds are {tuple(context.shape)}; they should be (prompts, tokens, {width})")
+        raise ValueError(f"embeddings of prompts are {tuple(context.shape)}; they should be (prompts, tokens, {width})")
     parts = {"context": context}
     if config.addition_embed_type:
         sizes = torch.tensor([[*(s.original_size or sides), *s.crops_coords_top_left, *(s.target_size or sides)]])

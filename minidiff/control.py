@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minidiff.grid import Grid
 from minidiff.io.images import to_tensor, to_unit
+from minidiff.nets.controlnet import ControlNet
 from minidiff.nets.unet import UNet
 from minidiff.prediction import Pred
 from minidiff.schedule import Level
@@ -32,6 +33,9 @@ def prepare(rows: list[tuple], unet: UNet, factor: int, shape: tuple[int, ...], 
     """
     found = []
     for net, picture, scale, start, end, guess in rows:
+        if not isinstance(net, ControlNet):
+            raise ValueError(f"controlnet is a {type(net).__name__}; it must be a ControlNet, such as "
+                             "ControlNet.from_pretrained gives")
         for what, own, other in (("width of prompts", net.config.cross_attention_dim, unet.config.cross_attention_dim),
                                  ("channels", net.config.block_out_channels, unet.config.block_out_channels),
                                  ("pixels per latent", net.config.factor, factor)):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from minidiff.schedule import SD, Discrete, Flow, Level, amplitudes, checked, interpolate
+from minidiff.values import number, whole
 
 # How each diffusers class makes its list of times: spacing where the config has none, coordinates, and the options that
 # it takes besides COMMON; like diffusers, we ignore the options of other classes
@@ -60,8 +61,8 @@ class Grid(tuple):
         n: number of steps of the whole grid; slices keep it (and the start rule).
 
     Raises:
-        ValueError: fewer than two levels, a level that is not finite, or one noisier than the one before it, or all
-            noise or all data where others are left.
+        ValueError: fewer than two levels, a level that is not three finite numbers, or one noisier than the one before
+            it, or all noise or all data where others are left.
 
     >>> grid = preset("sd-ddim", 4)
     >>> [level.t for level in grid], grid.n, grid[2:].n
@@ -72,7 +73,10 @@ class Grid(tuple):
     n: int
 
     def __new__(cls, levels: Iterable[Level], from_pure_noise: bool = False, n: int | None = None) -> Grid:
-        self = super().__new__(cls, levels)
+        try:
+            self = super().__new__(cls, [Level(*map(float, level)) for level in levels])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a grid is made of levels (t, alpha, sigma), three numbers each: {error}") from error
         if len(self) < 2:
             raise ValueError(f"a grid needs at least 2 levels, this one has {len(self)}")
         for level in self:
@@ -122,18 +126,18 @@ def times(spacing: str, n: int, T: int, offset: int = 0, extra: int = 0) -> list
     >>> times("leading", 4, 1000, 1), times("trailing", 3, 1000)
     ([751.0, 501.0, 251.0, 1.0], [999.0, 666.0, 332.0])
     """
-    if not 1 <= n <= T - extra:
-        raise ValueError(f"{n} sampling steps; a schedule of {T} training steps allows 1 to {T - extra}")
-    whole = n + extra
+    text = f"{n} sampling steps; a schedule of {T} training steps allows 1 to {T - extra}, whole ones"
+    n = whole("steps", n, 1, T - extra, text)
+    count = n + extra
     if spacing == "leading":
-        found = [float(i * (T // whole) + offset) for i in reversed(range(extra, whole))]
+        found = [float(i * (T // count) + offset) for i in reversed(range(extra, count))]
         if found[0] > T - 1:
             raise ValueError(f"{n} steps with steps_offset {offset} would start at t = {found[0]:g}, after the last "
                              f"training time {T - 1}; take fewer steps")
         return found
     if spacing == "linspace":
-        step = (T - 1) / max(1, whole - 1)
-        return [float(T - 1), *(i * step for i in reversed(range(extra, whole - 1)))] if whole > 1 else [0.0]
+        step = (T - 1) / max(1, count - 1)
+        return [float(T - 1), *(i * step for i in reversed(range(extra, count - 1)))] if count > 1 else [0.0]
     if spacing == "trailing":
         # NOTE: diffusers' arange has an (n+1)-th entry, t = −1, for 62 values of n: test_trailing_has_exactly_n_times
         step = (T - T / n) - T  # NumPy's arange has this rounded step, which decides ties such as 937.5
@@ -150,8 +154,8 @@ def distilled(n: int, T: int, original: int = 50) -> list[float]:
     >>> distilled(4, 1000)
     [999.0, 759.0, 499.0, 259.0]
     """
-    if not 1 <= n <= original:
-        raise ValueError(f"{n} sampling steps; a model distilled for {original} steps allows 1 to {original}")
+    text = f"{n} sampling steps; a model distilled for {original} steps allows 1 to {original}, whole ones"
+    n = whole("steps", n, 1, original, text)
     apart, step = T // original, original / n
     return [float((original - int(i * step)) * apart - 1) for i in range(n)]
 
@@ -165,10 +169,10 @@ def spread(grid: Grid, n: int) -> Grid:
     >>> [level.t for level in spread(preset("sd-ddim", 10)[5:], 2)]
     [401.0, 201.0, 0.0]
     """
-    whole = len(grid) - 1
-    if n > whole:
-        raise ValueError(f"{n} sampling steps, but only {whole} are left to choose from; take fewer, or more strength")
-    return Grid([*(grid[int(i * (whole / n))] for i in range(n)), grid[-1]], grid.from_pure_noise)
+    n, most = whole("steps", n, 1, 10**6), len(grid) - 1
+    if n > most:
+        raise ValueError(f"{n} sampling steps, but only {most} are left to choose from; take fewer, or more strength")
+    return Grid([*(grid[int(i * (most / n))] for i in range(n)), grid[-1]], grid.from_pure_noise)
 
 
 def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
@@ -195,11 +199,17 @@ def preset(name: str, n: int, schedule: Discrete = SD) -> Grid:
 def flow(n: int, shift: float = 1.0) -> Grid:
     """Flow matching: alpha = 1 − sigma, n equal steps of u from 1 down, shifted; the lower end twice, as in diffusers.
 
+    Raises:
+        ValueError: n is no whole number of at least 1, or shift is not positive.
+
     Matches: FlowMatchEulerDiscreteScheduler, test_flow_grid_equals_diffusers.
 
     >>> [round(level.sigma, 3) for level in flow(3)]
     [1.0, 0.5, 0.001, 0.0]
     """
+    n, shift = whole("steps", n, 1, 10**6), number("shift", shift)
+    if shift <= 0:
+        raise ValueError(f"shift is {shift:g}; it must be positive")
     schedule = Flow(shift)
     last = schedule(1.0)[1]                                          # diffusers' sigma_min: the shifted 1/T
     us = [1 + i / max(1, n - 1) * (last - 1) for i in range(n)]
@@ -241,22 +251,22 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
         ts = distilled(n, schedule.T, get("original_inference_steps", 50))
     else:
         ts = times(spacing, n, schedule.T, get("steps_offset", 0), extra=int(dpm and spacing != "trailing"))
-    whole = coordinates == "VP"
-    ts = [float(round(t)) for t in ts] if whole else ts
+    n, vp = len(ts), coordinates == "VP"
+    ts = [float(round(t)) for t in ts] if vp else ts
     nsr = schedule.nsr
     if coordinates == "VE" or dpm:
         # NOTE: these classes cap an infinite sigma/alpha (zero terminal SNR) at alpha_bar = 2^-24
         nsr = [min(u, math.sqrt(2**24 - 1)) for u in nsr] if get("rescale_betas_zero_snr") else nsr
         us = [interpolate(t, nsr) for t in ts]
         if get("use_karras_sigmas"):
-            us = karras(n, nsr[-1], nsr[0]) if whole else karras(n, us[0], us[-1])
+            us = karras(n, nsr[-1], nsr[0]) if vp else karras(n, us[0], us[-1])
             ts = [_inverse(u, nsr) for u in us]
-            ts = [float(round(t)) for t in ts] if whole else ts
+            ts = [float(round(t)) for t in ts] if vp else ts
     else:
         us = [nsr[int(t)] for t in ts]
     first = not get("set_alpha_to_one", name != "PNDMScheduler") or get("final_sigmas_type") == "sigma_min"
     us = [*us, nsr[0] if first else 0.0]
-    levels = [Level(t, *(amplitudes(u) if whole else (1.0, u))) for t, u in zip([*ts, 0.0], us)]
+    levels = [Level(t, *(amplitudes(u) if vp else (1.0, u))) for t, u in zip([*ts, 0.0], us)]
     return Grid(levels, from_pure_noise=coordinates == "VE" and spacing != "leading")
 
 

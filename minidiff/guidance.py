@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minidiff.prediction import Pred
 from minidiff.schedule import Level
+from minidiff.values import number
 
 
 def cfg(net: Callable, cond: dict[str, Tensor], uncond: dict[str, Tensor], scale: float,
@@ -54,16 +55,22 @@ def controlled(net: Callable, controlnet: Callable, hint: Tensor, scale: float |
         guess: let the picture lead even without a prompt (section 3.4): of a batch [without, with prompt] as in `cfg`
             only the half with the prompt is controlled; the ControlNet is told guess=True.
 
+    Raises:
+        ValueError: scale is no finite number, or there are fewer scales than calls.
+
     >>> net = lambda x, t, residuals=None: x if residuals is None else x + sum(residuals)
     >>> double = lambda x, t, hint: (2 * hint, x)
     >>> controlled(net, double, torch.tensor([3.0]), 0.5)(torch.ones(1), 0.0)
     tensor([4.5000])
     """
-    scales = repeat(scale) if isinstance(scale, (int, float)) else iter(scale)
+    one = not isinstance(scale, Iterable) or getattr(scale, "ndim", 1) == 0
+    scales = repeat(number("scale", scale)) if one else iter(scale)
     last = functools.cache(lambda rows: rows[-len(hint):])               # the same tensor each time, for `Kept`
 
     def steered(x: Tensor, t: float, residuals: tuple[Tensor, ...] | None = None, **cond: Tensor) -> Tensor:
-        if not (now := next(scales)):
+        if (now := next(scales, None)) is None:
+            raise ValueError("there are fewer scales than calls of the network: give one for each, or one number")
+        if not now:
             return net(x, t, residuals=residuals, **cond)
         if guess and len(x) == 2 * len(hint):
             own = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(rows) for k, rows in cond.items()})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minidiff.grid import Grid, Step
 from minidiff.schedule import Level
+from minidiff.values import whole
 
 SAME = 1e-6  # a step in lam that is no larger is of no size: the levels are one, but for rounding
 ADAMS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
@@ -35,8 +36,7 @@ def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator
     >>> *_, last = lms(exact(3.0), torch.tensor(1.0), preset("sd-lms", 5)); last.x
     tensor(3.)
     """
-    if not 1 <= order <= 4:
-        raise ValueError(f"order is {order}; linear multistep takes 1 to 4")
+    order = whole("order", order, 1, 4, f"order is {order}; linear multistep takes 1 to 4")
     if grid[0].alpha == 0:
         raise ValueError("lms works in sigma/alpha, infinite at alpha = 0 (zero terminal SNR); use ddim or dpmpp_2m")
     yield Step(grid[0], x, None)
@@ -79,7 +79,7 @@ def plms(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
         past, again = [eps, *past[again:]][:4], _lam(nxt) - _lam(now) <= SAME
         if len(past) > 1:
             eps = sum(weight * e for weight, e in zip(ADAMS[len(past)], past))
-        elif len(grid) > 2:
+        elif len(grid) > 2 and s1 > 0:
             eps = (eps + denoise(a1 * x0 + s1 * eps, nxt).eps) / 2
         x = (a1 / a) * x + (s1 - a1 * s / a) * eps
         yield Step(nxt, x, x0)

@@ -19,8 +19,9 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.run import at_work, check_finite, run
 from minidiff.schedule import Discrete
-from minidiff.settings import Settings, number
+from minidiff.settings import Settings
 from minidiff.text import Text
+from minidiff.values import number
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -1,16 +1,14 @@
 """The settings of a call of the pipeline: the one place where its keyword arguments are collected."""
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from minidiff.grid import Grid
+from minidiff.values import number, truth, whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,9 +112,10 @@ class Settings:
         for name in ("guidance_rescale", "eta", "strength"):
             if getattr(self, name) is not None or name == "guidance_rescale":
                 self._set(name, number(name, getattr(self, name), share=True))
+        self._set("long", truth("long", self.long))
         if not (self.sampler is None or isinstance(self.sampler, str) or _is_pair(self.sampler)):
             raise ValueError(f"sampler is {self.sampler!r}; it must be a name or a pair (function, Grid)")
-        if self.output not in OUTPUTS:
+        if not isinstance(self.output, str) or self.output not in OUTPUTS:
             raise ValueError(f"output is {self.output!r}; it must be one of {', '.join(OUTPUTS)}")
         if self.mask is not None and self.image is None:
             raise ValueError("a mask needs an image, of which it says what to repaint")
@@ -128,9 +127,19 @@ class Settings:
                 self._set(name, tuple(whole(name, side, -2**20, 2**20, text) for side in pair))
         for name in ("prompt_embeds", "negative_prompt_embeds"):
             value = getattr(self, name)
-            if value is not None and not (_is_two(value) and isinstance(value[0], Tensor)):
-                raise ValueError(f"{name} is a {type(value).__name__}; it must be a pair (context, vec), as "
+            if value is not None and not (_is_two(value) and isinstance(value[0], Tensor)
+                                          and (value[1] is None or isinstance(value[1], Tensor))):
+                raise ValueError(f"{name} is a {type(value).__name__}; it must be a pair (context, vec) of tensors, as "
                                  "pipe.text gives")
+            if value is not None and (value[0].ndim != 3 or not len(value[0])):
+                raise ValueError(f"{name} are {tuple(value[0].shape)}; they should be (prompts, tokens, width)")
+        if self.latents is not None and not isinstance(self.latents, Tensor):
+            raise ValueError(f"latents is a {type(self.latents).__name__}; it must be a tensor (B,C,h,w)")
+        for name in ("latents", "prompt_embeds", "negative_prompt_embeds"):
+            value = getattr(self, name)
+            parts = value if isinstance(value, (tuple, list)) else [value]
+            if not all(part is None or part.isfinite().all() for part in parts):
+                raise ValueError(f"{name} hold NaN or infinite numbers")
         if self.negative_prompt is not None and self.negative_prompt_embeds is not None:
             raise ValueError("give either a negative_prompt or negative_prompt_embeds")
         if (self.controlnet is None) != (self.control_image is None):
@@ -170,47 +179,8 @@ class Settings:
             if not 0 <= start < end <= 1:
                 raise ValueError(f"control_start and control_end are {start:g} and {end:g}; they must be two shares "
                                  "0 ≤ start < end ≤ 1")
-            found.append((net, picture, scale, start, end, guess))
+            found.append((net, picture, scale, start, end, truth("guess_mode", guess)))
         return found
-
-
-def whole(name: str, value: object, low: int, high: int, text: str | None = None) -> int:
-    """A whole number as Python's int, whether it is Python's, NumPy's or a tensor's; no bool, no float.
-
-    Raises:
-        ValueError: something else, or outside low … high; it says `text`, if given.
-
-    >>> whole("steps", 8.0, 1, 1000)
-    Traceback (most recent call last):
-    ValueError: steps is 8.0; it must be a whole number from 1 to 1000
-    """
-    try:
-        found = None if _is_odd(value) else operator.index(value)
-    except TypeError:
-        found = None
-    if found is None or not low <= found <= high:
-        raise ValueError(text or f"{name} is {value}; it must be a whole number from {low} to {high}{_kind(value)}")
-    return found
-
-
-def number(name: str, value: object, share: bool = False) -> float:
-    """A finite number, or a share in [0, 1], as Python's float, whether it is Python's, NumPy's or a tensor's; no bool.
-
-    Raises:
-        ValueError: something else.
-
-    >>> number("eta", 1.5, share=True)
-    Traceback (most recent call last):
-    ValueError: eta is 1.5; it must be between 0 and 1
-    """
-    try:
-        found = math.nan if _is_odd(value) or isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not (0 <= found <= 1 if share else math.isfinite(found)):
-        rule = "between 0 and 1" if share else "a finite number"
-        raise ValueError(f"{name} is {value}; it must be {rule}{_kind(value)}")
-    return found
 
 
 def check_seeds(seed: int, pictures: int) -> None:
@@ -225,17 +195,8 @@ def check_seeds(seed: int, pictures: int) -> None:
                          f"seeds end at {SEEDS - 1}")
 
 
-def _is_odd(value: object) -> bool:
-    """Whether it would pass for a number, but is a truth value, or an array or tensor with axes."""
-    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool") or getattr(value, "ndim", 0) > 0
-
-
-def _kind(value: object) -> str:
-    return "" if isinstance(value, Real) else f", not a {type(value).__name__}"
-
-
 def _is_two(value: object) -> bool:
-    return isinstance(value, (tuple, list)) and len(value) == 2
+    return (isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) == 1) and len(value) == 2
 
 
 def _is_pair(sampler: object) -> bool:

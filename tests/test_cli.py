@@ -176,6 +176,8 @@ def test_known_words_get_no_line(recwarn):
     (["--guidance-scale", "nan"], "guidance_scale is nan"), (["--guidance-scale", "inf"], "guidance_scale is inf"),
     (["--strength", 2], "strength is 2"), (["--film", "film.mp4"], "film.mp4 should end in .png, .gif or .webp"),
     (["--out", "house.txt"], "house.txt should end in"), (["--out", "."], "should end in"),
+    (["--out", ".png"], "the picture .png should end in .png, .jpg, .jpeg, .webp, behind a name"),
+    (["--film", ".gif"], "the film .gif should end in .png, .gif or .webp, behind a name"),
     (["--out", "same.png", "--film", "same.png"], "the same name"),
     (["--init-image", "nowhere.png"], "no picture file nowhere.png"),
     (["--model", "nowhere"], "no model nowhere"), (["--colour", "red"], "--colour")])
@@ -319,6 +321,13 @@ def test_evaluate_refuses_in_one_line(run):
     refused(run("evaluate", "nowhere"), "no model nowhere")
     refused(run("evaluate", "-n", 0), "n is 0")
     refused(run("evaluate", "--out", __file__), "should end in")
+
+
+def test_two_files_of_one_name_are_refused_however_it_is_written(draw, run, tmp_path):
+    film = tmp_path / ".." / tmp_path.name / "a.png"
+    refused(draw("a red house", "--out", tmp_path / "a.png", "--film", film), "two files to write have the same name")
+    refused(run("evaluate", "--out", tmp_path / "a.png", "--json", film), "two files to write have the same name")
+    assert files(tmp_path) == []
 
 
 def test_evaluate_prints_its_numbers(run, monkeypatch):

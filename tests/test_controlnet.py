@@ -1,5 +1,8 @@
 """ControlNet on its own: published shapes, no effect before training, wrappers, settings, what does not fit."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -80,6 +83,14 @@ def test_one_scale_for_each_call_makes_a_window():
     net = lambda x, t, residuals=None: x if residuals is None else x + sum(residuals)  # noqa: E731
     steered = controlled(net, lambda x, t, hint: (hint,), torch.ones(1), [0, 1, 0.5])
     assert [steered(torch.zeros(1), 0.0).item() for _ in range(3)] == [0, 1, 0.5]
+    with pytest.raises(ValueError, match="fewer scales than calls"):
+        steered(torch.zeros(1), 0.0)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, torch.tensor, Fraction])
+def test_a_scale_is_a_number_of_any_library(kind):
+    net = lambda x, t, residuals=None: x if residuals is None else x + sum(residuals)  # noqa: E731
+    assert controlled(net, lambda x, t, hint: (hint,), torch.ones(1), kind(0.5))(torch.zeros(1), 0.0) == 0.5
 
 
 def test_guess_mode_controls_only_the_half_with_the_prompt(pipe, net):

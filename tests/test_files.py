@@ -59,6 +59,7 @@ def test_streaming_opens_a_picture_only_when_it_is_asked_for(pictures):
 
 @pytest.mark.parametrize("line, error, message", [
     ("{", ValueError, "line 2: not valid JSON"),
+    ('{"file_name": "a.png", "text": "\\udcff"}', ValueError, "line 2: the text holds half a character"),
     ('["wide.png", "x"]', ValueError, "line 2: expected"),
     ('{"file_name": "wide.png"}', ValueError, "line 2: expected .*text"),
     ('{"file_name": "wide.png", "text": 3}', ValueError, "line 2: expected"),

@@ -1,12 +1,16 @@
 """Grids: the published times and noise levels, the start rules, slices, and every refusal with its sentence."""
 
 import math
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from minidiff import grid
-from minidiff.grid import Grid, from_diffusers, karras, preset, times
+from minidiff.grid import Grid, flow, from_diffusers, karras, preset, spread, times
 from minidiff.schedule import SD, Discrete, Level, zero_terminal_snr
 
 pytestmark = pytest.mark.quick
@@ -111,6 +115,19 @@ def test_all_noise_and_all_data_have_their_places(levels, named):
     assert len(Grid([Level(1, 0, 1), Level(0.5, 1, 1), Level(0, 1, 0)])) == 3
 
 
+@pytest.mark.parametrize("levels", [None, [1, 2], [(1, 2), (1, 2)], [("a", 1, 1), (0, 1, 0)],
+                                    [(1, None, 1), (0, 1, 0)]])
+def test_levels_are_three_numbers(levels):
+    with pytest.raises(ValueError, match="a grid is made of levels .t, alpha, sigma., three numbers each"):
+        Grid(levels)
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, Fraction, Decimal])
+def test_levels_are_kept_as_pythons_numbers(kind):
+    grid = Grid([(kind(9), kind(0.5), kind(0.5)), (kind(0), kind(1), kind(0))])
+    assert grid == Grid([Level(9, 0.5, 0.5), Level(0, 1, 0)]) and {type(v) for level in grid for v in level} == {float}
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_levels_must_be_finite(bad, place):
@@ -118,6 +135,25 @@ def test_levels_must_be_finite(bad, place):
     levels[place] = levels[place]._replace(sigma=bad)
     with pytest.raises(ValueError):
         Grid(levels)
+
+
+@pytest.mark.parametrize("n", [5.0, "5", True, None, Fraction(5), np.float64(5)])
+def test_what_only_looks_like_a_number_of_steps_is_refused(n):
+    for make in (partial(preset, "sd-ddim"), partial(preset, "sd-euler-karras"), partial(preset, "lcm"), flow,
+                 partial(spread, preset("sd-ddim", 9))):
+        with pytest.raises(ValueError, match="steps"):
+            make(n)
+
+
+@pytest.mark.parametrize("name", ["sd-ddim", "sd-euler-karras", "sd-dpmpp", "lcm"])
+def test_numbers_of_numpy_and_torch_are_numbers_of_steps(name):
+    assert preset(name, np.int64(5)) == preset(name, torch.tensor(5)) == preset(name, 5)
+
+
+@pytest.mark.parametrize("shift, said", [(0, "positive"), (-1, "positive"), ("3", "finite"), (math.nan, "finite")])
+def test_a_shift_is_a_positive_number(shift, said):
+    with pytest.raises(ValueError, match=f"shift is .*; it must be (a )?{said}"):
+        flow(3, shift)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])

@@ -62,6 +62,43 @@ def test_a_photo_is_turned_as_its_camera_was_held(tmp_path):
     assert open_image(tmp_path / "photo.jpg").size == (2, 6)
 
 
+def test_garbled_exif_data_are_no_reason_to_refuse_a_picture(tmp_path):
+    Image.new("RGB", (6, 2), "red").save(tmp_path / "a.png", exif=b"Exif\0\0XXgarbage")
+    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 0, 0)
+    assert to_tensor(Image.open(tmp_path / "a.png")).shape == (1, 3, 2, 6)
+
+
+def test_a_dark_16_bit_netpbm_file_is_dark(tmp_path):
+    for name, data in (("a.pgm", b"P5 1 1 65535\n\0\xff"), ("b.pgm", b"P2 1 1 65535\n255 "),
+                       ("c.pfm", b"Pf 1 1 -1.0\n" + struct.pack("<f", 1 / 255))):
+        (tmp_path / name).write_bytes(data)
+        assert open_image(tmp_path / name).getpixel((0, 0)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "F", "P", "1"])
+def test_a_picture_without_pixels_is_refused(mode):
+    for door in (plain, lambda picture: to_tensor(picture, 8, 8), lambda picture: to_mask(picture, 8, 8)):
+        with pytest.raises(ValueError, match="a picture has at least one pixel; this one is 0×5"):
+            door(Image.new(mode, (0, 5)))
+
+
+def test_a_picture_smaller_than_a_latent_is_named_with_its_size():
+    for picture in (Image.new("RGB", (3, 9)), torch.zeros(3, 9, 3)):
+        with pytest.raises(ValueError, match="the picture is 3×9 pixels, too small for multiples of 4"):
+            to_tensor(picture, multiple=4)
+
+
+@pytest.mark.parametrize("value, said", [
+    ([], "there is no (image|mask) in the list"), (np.ones((3, 8, 8)), "not a ndarray"), ("a.png", "not a str"),
+    ([Image.new("RGB", (8, 8)), torch.ones(3, 8, 8)], "only PIL pictures or only tensors, not a Image and a Tensor"),
+    ([torch.ones(3, 8, 8), None], "a list of them; not a Tensor and a NoneType"),
+    (torch.ones(1, 1, 3, 8, 8), r"this one is \(1, 1, 3, 8, 8\)")])
+def test_what_is_no_picture_and_no_mask_is_named(value, said):
+    for door in (to_tensor, lambda mask: to_mask(mask, 8, 8)):
+        with pytest.raises(ValueError, match=said):
+            door(value)
+
+
 def test_fit_takes_the_middle_and_enlarge_keeps_the_shape():
     image = Image.new("RGB", (30, 10), "blue")
     image.paste("red", (10, 0, 20, 10))
@@ -153,6 +190,7 @@ def png(depth, color, pixel, key):
 def test_the_transparent_colour_of_a_png_is_found_at_every_depth(tmp_path, depth, color, pixel, key):
     (tmp_path / "a.png").write_bytes(png(depth, color, pixel, key))
     assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert to_tensor(Image.open(tmp_path / "a.png")).equal(torch.ones(1, 3, 1, 1))
     assert open_image(tmp_path / "a.png", "black").getpixel((0, 0)) == (0, 0, 0)
     (tmp_path / "b.png").write_bytes(png(depth, color, pixel, bytes(len(key) - 1) + b"\3" if depth > 1 else b"\0\1"))
     assert open_image(tmp_path / "b.png").getpixel((0, 0)) != (255, 255, 255)
@@ -174,8 +212,8 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("pictures, message", [
-    ([GREY, torch.zeros(3, 4, 4)], "only PIL pictures or only tensors; not a Tensor"),
-    ([torch.zeros(3, 4, 4), GREY], "only PIL pictures or only tensors; not a Image"),
+    ([GREY, torch.zeros(3, 4, 4)], "only PIL pictures or only tensors, not a Image and a Tensor"),
+    ([torch.zeros(3, 4, 4), GREY], "only PIL pictures or only tensors, not a Tensor and a Image"),
     ([torch.zeros(3, 4, 4), torch.zeros(3, 8, 4)], "of one size, or height and width are given; these are 4×4, 8×4"),
     ([torch.zeros(3, 4, 4), torch.zeros(4, 4)], r"this one is \(4, 4\)"), (torch.zeros(0, 3, 4, 4), "from nan to nan"),
     (np.zeros((4, 4, 3)), "not a ndarray")])

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minidiff"
 LAYERS = (
-    ("schedule", "nets.layers", "io.weights", "data"),
+    ("schedule", "values", "nets.layers", "io.weights", "data"),
     ("prediction", "grid", "nets", "exact"),
     ("samplers", "multistep", "guidance", "likelihood", "control", "settings", "io.lora", "io.embeddings", "io.models",
      "text"),

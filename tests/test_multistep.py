@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from minidiff import multistep
-from minidiff.grid import from_diffusers, preset
+from minidiff.grid import Grid, from_diffusers, preset
 from minidiff.multistep import lagrange_integrals
-from minidiff.schedule import SD
+from minidiff.prediction import exact
+from minidiff.schedule import SD, Level
 from tests.exact import GAUSSIAN, TWO
 from tests.test_samplers import X, curved, last, order
 
@@ -34,7 +35,7 @@ def test_lms_weights_are_the_published_ones():
         assert lagrange_integrals(us[i::-1], us[i], us[i + 1]) == pytest.approx(weights, abs=2e-6)
 
 
-@pytest.mark.parametrize("terms", [0, 5])
+@pytest.mark.parametrize("terms", [0, 5, 3.0, "3", True])
 def test_lms_takes_one_to_four_terms(terms):
     with pytest.raises(ValueError, match=f"order is {terms}; linear multistep takes 1 to 4"):
         last(multistep.lms, curved, X, preset("sd-lms", 10), order=terms)
@@ -52,6 +53,11 @@ def test_the_last_dpmpp_step_is_of_order_one_below_fifteen_steps_of_the_full_gri
 @pytest.mark.parametrize("terms, low, high", [(1, 0.9, 1.1), (2, 1.9, 2.2), (3, 1.9, 2.2), (4, 1.9, 2.2)])
 def test_lms_has_order_two_after_its_euler_start_whatever_its_terms(terms, low, high, data):
     assert low < order(multistep.lms, data, "VE", n=160, order=terms) < high
+
+
+def test_plms_asks_nothing_about_the_data_themselves():
+    grid = Grid([Level(2.0, 0.5, 0.5), Level(1.0, 0.5, 0.5), Level(0.0, 1.0, 0.0)])  # the first step is of no size
+    assert last(multistep.plms, exact(3.0), torch.tensor(1.0), grid) == 3
 
 
 @pytest.mark.parametrize("data", [GAUSSIAN, TWO], ids=["Gaussian", "mixture"])

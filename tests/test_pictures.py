@@ -169,6 +169,15 @@ def test_a_run_resumes_only_with_what_it_was_made_with(toy, tmp_path, cats):
         toy(data=cats, resume=True, steps=3)
 
 
+@pytest.mark.parametrize("torn", [b'{"step": 1, "lo', b"\xff\xfe", b"[1]", b'{"loss": 1}'])
+def test_a_log_that_was_not_finished_is_no_obstacle(toy, tmp_path, cats, torn):
+    toy(data=cats)
+    log = tmp_path / "out/logs/toy.jsonl"
+    log.write_bytes(log.read_bytes() + torn)
+    toy(data=cats, resume=True, steps=2)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
+
+
 def test_a_run_begins_again_with_what_is_asked_for(toy, tmp_path, cats):
     toy(data=cats)
     with pytest.raises(ValueError, match="holds a run already; --resume continues it, another --out keeps it"):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minidiff.data import scenes
-from minidiff.io.weights import load_state
+from minidiff.io.weights import load_state, weights_dir
 from minidiff.nets.classifier import Classifier
 from minidiff.nets.patches import Patches
 from minidiff.nets.reader import SCENE, THING
@@ -13,7 +13,7 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
-from minidiff.train.trainer import Run
+from minidiff.train.trainer import Run, digest
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,8 @@ def test_a_large_vae_compresses_by_eight_with_a_critic_and_a_perceptual_loss(fol
         recipes.run("vae", out=tmp_path / str(steps), steps=steps, size=128, device="cpu", data=folder)
         (row,) = map(json.loads, (tmp_path / f"{steps}/logs/vae.jsonl").read_text().splitlines())
         assert {"psnr", "perceptual", "critic"} <= row.keys()
+    (manifest,) = tmp_path.glob("3/train/vae/step-*/manifest.json")
+    assert json.loads(manifest.read_text())["made"]["another perceptual net"] == digest(weights_dir() / "perceptual")
     net = VAE.from_pretrained(tmp_path / "3/vae")
     assert net.encode(torch.zeros(1, 3, 128, 128)).shape == (1, 4, 16, 16)
 

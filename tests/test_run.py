@@ -78,7 +78,7 @@ def test_masks_may_be_pictures(pipe):
 @pytest.mark.quick
 @pytest.mark.parametrize(("settings", "message"), [
     ({"mask": LEFT}, "a mask needs an image"), ({"image": IMAGE, "mask": 3 * LEFT}, "a mask is in .*from 0 to 3"),
-    ({"image": IMAGE, "mask": []}, "a mask is a PIL picture"), ({"image": IMAGE, "mask": "m.png"}, "a mask is a PIL"),
+    ({"image": IMAGE, "mask": []}, "there is no mask"), ({"image": IMAGE, "mask": "m.png"}, "a mask is a PIL"),
     ({"image": IMAGE, "mask": LEFT.expand(3, 1, 32, 32)}, "1 prompts, but 3 masks"),
     ({"prompt_2": "a tree"}, "prompt_2 is the second of two text encoders"),
     ({"original_size": (3,)}, "original_size is .3,.; it must be two whole numbers"),

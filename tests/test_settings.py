@@ -49,8 +49,34 @@ def test_what_only_looks_like_a_number_is_refused(name, value):
         Settings(**{"controlnet": 1, "control_image": 1, name: value})
 
 
+@pytest.mark.parametrize("value", [torch.tensor(1j), torch.tensor(1.0, device="meta"), 10**5000],
+                         ids=["complex", "meta", "huge"])
+def test_numbers_that_python_cannot_have_or_print_are_refused(value):
+    for name, said in (("steps", "a whole number"), ("eta", "between 0 and 1")):
+        with pytest.raises(ValueError, match=f"{name} is .*; it must be {said}"):
+            Settings(**{name: value})
+
+
+def test_a_type_is_only_to_blame_where_it_is_not_accepted():
+    for settings, said in (({"steps": Fraction(8)}, "steps is 8; .* from 1 to 1000, not a Fraction"),
+                           ({"steps": np.int64(0)}, "steps is 0; .* from 1 to 1000$"),
+                           ({"eta": torch.tensor(2.0)}, "eta is 2.0; it must be between 0 and 1$"),
+                           ({"guidance_scale": np.float32("nan")}, "is nan; it must be a finite number$")):
+        with pytest.raises(ValueError, match=said):
+            Settings(**settings)
+
+
+def test_a_text_is_no_truth_value():
+    assert Settings(long=np.True_).long is True
+    guess = {"controlnet": 1, "control_image": 1, "guess_mode": "no"}
+    for settings in ({"long": "no"}, {"long": 1}, {"long": None}, guess):
+        with pytest.raises(ValueError, match="(long|guess_mode) is .*; it must be True or False"):
+            Settings(**settings)
+
+
 def test_sizes_are_two_whole_numbers():
-    assert Settings(original_size=[np.int64(3), torch.tensor(4)]).original_size == (3, 4)
+    for pair in ([np.int64(3), torch.tensor(4)], np.array([3, 4]), torch.tensor([3, 4])):
+        assert Settings(original_size=pair).original_size == (3, 4)
     for value in (5, (3.0, 4), (True, 4), (1, 2, 3), ("3", 4), (10**30, 1)):
         with pytest.raises(ValueError, match="original_size is .*; it must be two whole numbers"):
             Settings(original_size=value)

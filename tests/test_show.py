@@ -6,6 +6,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from minidiff.data.scenes import contact_sheet
 from minidiff.teach import film, show, style
 from minidiff.teach.film import as_film, encode
 from minidiff.teach.show import png
@@ -85,7 +86,10 @@ def test_a_film_moves_and_leaves_its_last_frame(shown):
     assert pixels(shown[0]["image/png"]).getpixel((0, 0)) == (255, 255, 255)
 
 
-@pytest.mark.parametrize("what, alt, words", [(torch.rand(3, 2, 2), " ", "alt is empty"), ([], "x", "no picture")])
+@pytest.mark.parametrize("what, alt, words", [(torch.rand(3, 2, 2), " ", "alt is empty"), ([], "x", "no picture"),
+                                             (torch.rand(1, 2, 2), "x", r"this one is \(1, 1, 2, 2\)"),
+                                             (torch.full((3, 2, 2), 200, dtype=torch.uint8), "x", "torch.uint8"),
+                                             ([torch.rand(3, 2, 2)], "x", "a PIL picture here, not a Tensor")])
 def test_what_cannot_be_shown_is_refused(what, alt, words):
     with pytest.raises(ValueError, match=words):
         show(what, alt=alt)
@@ -97,6 +101,7 @@ def test_pictures_of_every_mode_are_shown_as_they_look():
     deep = Image.frombytes("I;16", (2, 2), (90 * 257).to_bytes(2, "little") * 4)
     clear = Image.new("RGBA", (2, 2), (255, 0, 0, 0))
     for picture, color in ((deep, (90, 90, 90)), (clear, (255, 255, 255)), (Image.new("CMYK", (2, 2)), (255,) * 3)):
+        assert contact_sheet([picture], 1).getpixel((0, 0)) == color
         for shown in (png(picture), png([picture, picture]), as_film([png(picture)])[0]):
             assert Image.open(io.BytesIO(shown)).convert("RGB").getpixel((0, 0)) == color
         assert encode([picture, picture], ".gif", seconds=1, hold=1)[:3] == b"GIF"

@@ -28,7 +28,8 @@ def stream_folder(folder: str | Path, size: int) -> Iterator[tuple[Tensor, str]]
 
     Raises:
         FileNotFoundError: no such folder, no metadata.jsonl in it, or a missing picture.
-        ValueError: a line that is not such an object, a name that leads out of the folder, or a damaged picture.
+        ValueError: a line that is not such an object or no text, a name that leads out of the folder, or a damaged
+            picture.
 
     >>> import tempfile; from PIL import Image
     >>> folder = Path(tempfile.mkdtemp()); Image.new("RGB", (40, 30), "red").save(folder / "a.png")
@@ -151,6 +152,10 @@ def metadata(folder: Path, size: int) -> list[tuple[Path, str]]:
             raise ValueError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):
             raise ValueError(f'{where}: expected {{"file_name": "…", "text": "…"}}, got {line.strip()[:80]}')
+        try:
+            row["text"].encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{where}: the text holds half a character, \\ud800 to \\udfff: {error}") from error
         name = Path(row["file_name"])
         if name.anchor or ".." in name.parts:
             raise ValueError(f"{where}: {name} leads out of the folder")

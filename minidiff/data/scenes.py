@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minidiff.data.drawing import paint
+from minidiff.io.images import plain
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -224,7 +225,7 @@ def render(n: int, size: int = 32, *, seed: int = 0, held_out: bool | None = Fal
 
 
 def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, gap: int = 0) -> Image.Image:
-    """Pictures of one size side by side, row after row, each enlarged `scale` times with hard pixels.
+    """Pictures of one size, made `plain`, side by side, row after row, each enlarged `scale` times with hard pixels.
 
     Args:
         gap: white pixels between two pictures. What is left of the last row is white too.
@@ -240,6 +241,7 @@ def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, 
 
     if not pictures or columns < 1 or scale < 1:
         raise ValueError(f"cannot arrange {len(pictures)} pictures in {columns} columns, enlarged {scale} times")
+    pictures = [plain(picture) for picture in pictures]
     if len(sizes := {picture.size for picture in pictures}) > 1:
         raise ValueError("pictures side by side are of one size; these are "
                          + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))

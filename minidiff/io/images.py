@@ -44,7 +44,8 @@ def plain(picture: Image.Image, background: str = "white") -> Image.Image:
         background: a colour by its name, such as "white".
 
     Raises:
-        ValueError: mode I or F with numbers below 0, above 65535 or NaN, or a mode that Pillow cannot convert.
+        ValueError: mode I or F with numbers below 0, above 65535 or NaN, a mode that Pillow cannot convert, no pixels,
+            or no PIL picture at all.
 
     >>> from PIL import Image
     >>> [plain(Image.new(*of, (1, 1), c)).getpixel((0, 0)) for *of, c in (["I;16", 25700], ["LA", (0, 0)], ["F", 0.2])]
@@ -53,11 +54,23 @@ def plain(picture: Image.Image, background: str = "white") -> Image.Image:
     import numpy as np
     from PIL import Image, ImageOps
 
-    picture = ImageOps.exif_transpose(picture)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"a picture is a PIL picture here, not a {type(picture).__name__}")
+    if 0 in picture.size:
+        raise ValueError(f"a picture has at least one pixel; this one is {picture.width}×{picture.height}")
+    key, netpbm = _key(picture), picture.format == "PPM"                        # whose greys Pillow scales to 65535
+    picture.load()
+    try:
+        picture = ImageOps.exif_transpose(picture)
+    except Exception:                                                           # garbled EXIF says nothing
+        picture = picture.copy()
+    if key is not None:
+        picture.info["transparency"] = key
     if picture.mode[0] in "IF":
         grey = np.asarray(picture)
         low, high = grey.min(), grey.max()
-        white = next((top for top in WHITES.get(picture.mode, (65535,)) if 0 <= low and high <= top), None)
+        tops = (65535,) if netpbm and picture.mode == "I" else WHITES.get(picture.mode, (65535,))
+        white = next((top for top in tops if 0 <= low and high <= top), None)
         if white is None:
             raise ValueError(f"a picture of mode {picture.mode} has values from 0 to 65535, not from {low} to {high}")
         alpha = 255 * (grey != picture.info.get("transparency", -1)).astype(np.uint8)     # a PNG may name one grey
@@ -93,15 +106,8 @@ def to_tensor(picture: Image.Image | Tensor | list, height: int | None = None, w
     """
     from PIL import Image
 
-    pictures = list(picture) if isinstance(picture, (list, tuple)) else [picture]
-    if not pictures:
-        raise ValueError("there is no image in the list")
-    kind = Tensor if isinstance(pictures[0], Tensor) else Image.Image
-    if other := [part for part in pictures if not isinstance(part, kind)]:
-        what = "a list of pictures holds only PIL pictures or only tensors" if other[0] is not pictures[0] else \
-            "an image is a PIL picture, a tensor, or a list of them"
-        raise ValueError(f"{what}; not a {type(other[0]).__name__}")
-    if kind is Tensor:
+    pictures = _several(picture, "an image")
+    if isinstance(pictures[0], Tensor):
         rule = "an image tensor is (3,H,W) or (B,3,H,W) in [0, 1]"
         pictures = [_checked(part[None] if part.ndim == 3 else part, rule, 3) for part in pictures]
         if (height is None or width is None) and len(sizes := {(*part.shape[2:],) for part in pictures}) > 1:
@@ -131,15 +137,14 @@ def to_mask(mask: Image.Image | Tensor | list, height: int, width: int) -> Tenso
     """
     from PIL import Image
 
-    masks = list(mask) if isinstance(mask, (list, tuple)) else [mask]
-    if masks and all(isinstance(part, Image.Image) for part in masks):
+    masks = _several(mask, "a mask")
+    if isinstance(masks[0], Image.Image):
         masks = [plain(part, "black").resize((width, height), Image.Resampling.LANCZOS).convert("L") for part in masks]
         masks = [torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8).view(height, width) / 255
                  for part in masks]
-    if not masks or not all(isinstance(part, Tensor) and part.ndim in (2, 3, 4) for part in masks):
-        raise ValueError("a mask is a PIL picture, a tensor, or a list of at least one of them")
     rule = "a mask is in [0, 1], of shape (H,W), (B,H,W) or (B,1,H,W)"
-    masks = [_checked(part if part.ndim == 4 else part.view(-1, 1, *part.shape[-2:]), rule, 1) for part in masks]
+    masks = [_checked(part[None, None] if part.ndim == 2 else part[:, None] if part.ndim == 3 else part, rule, 1)
+             for part in masks]
     masks = [torch.nn.functional.interpolate(part, size=(height, width)) for part in masks]
     return (torch.cat(masks) >= 0.5).float()
 
@@ -195,10 +200,6 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
             warnings.simplefilter("ignore")          # of Pillow, about what is odd but readable
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                raw, key = next((str(tile[3]) for tile in image.tile), ""), image.info.get("transparency")
-                if raw in KEYS and key is not None:
-                    parts = [int(KEYS[raw] * value) for value in (key if isinstance(key, tuple) else [key])]
-                    image.info["transparency"] = tuple(parts) if len(parts) == 3 else parts[0]
                 return plain(image, background)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is too large a picture: {error}") from error
@@ -230,7 +231,7 @@ def check_writable(paths: list[Path], overwrite: bool = False) -> None:
     Traceback (most recent call last):
     ValueError: ...images.py exists; --overwrite replaces it, another name keeps it
     """
-    if len(set(paths)) < len(paths):
+    if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"two files to write have the same name: {', '.join(map(str, paths))}")
     for path in paths:
         if path.is_dir():
@@ -267,8 +268,32 @@ def image_format(path: str | Path) -> str:
     'JPEG'
     """
     if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"the picture {path} should end in {', '.join(FORMATS)}")
+        raise ValueError(f"the picture {path} should end in {', '.join(FORMATS)}, behind a name")
     return FORMATS[Path(path).suffix.lower()]
+
+
+def _key(picture: Image.Image) -> object:
+    """The colour that is transparent, in the scale of the pixels, which Pillow forgets for some files."""
+    raw, key = next((str(tile[3]) for tile in getattr(picture, "tile", ())), ""), picture.info.get("transparency")
+    if raw not in KEYS or key is None:
+        return key
+    parts = [int(KEYS[raw] * value) for value in (key if isinstance(key, tuple) else [key])]
+    return tuple(parts) if len(parts) == 3 else parts[0]
+
+
+def _several(pictures: object, what: str) -> list:
+    """A picture or pictures as a list of PIL pictures or of tensors, or ValueError."""
+    from PIL import Image
+
+    parts = list(pictures) if isinstance(pictures, (list, tuple)) else [pictures]
+    if not parts:
+        raise ValueError(f"there is no {what.split()[1]} in the list")
+    kinds = list(dict.fromkeys(type(part).__name__ for part in parts))
+    if not all(isinstance(part, (Tensor, Image.Image)) for part in parts):
+        raise ValueError(f"{what} is a PIL picture, a tensor, or a list of them; not a {' and a '.join(kinds)}")
+    if len({isinstance(part, Tensor) for part in parts}) > 1:
+        raise ValueError(f"a list holds only PIL pictures or only tensors, not a {' and a '.join(kinds)}")
+    return parts
 
 
 def _checked(batch: Tensor, rule: str, channels: int) -> Tensor:
@@ -282,6 +307,9 @@ def _checked(batch: Tensor, rule: str, channels: int) -> Tensor:
 
 def _sides(own: tuple[int, int], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
     sides = (height or own[0] // multiple * multiple, width or own[1] // multiple * multiple)
+    if 0 in sides:
+        raise ValueError(f"the picture is {own[1]}×{own[0]} pixels, too small for multiples of {multiple}: give height "
+                         "and width, or a larger one")
     check_sides(sides, multiple)
     return sides
 

@@ -124,10 +124,10 @@ def check_suffix(path: str | Path) -> None:
 
     >>> check_suffix("noise.mp4")
     Traceback (most recent call last):
-    ValueError: the film noise.mp4 should end in .png, .gif or .webp
+    ValueError: the film noise.mp4 should end in .png, .gif or .webp, behind a name
     """
     if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"the film {path} should end in .png, .gif or .webp")
+        raise ValueError(f"the film {path} should end in .png, .gif or .webp, behind a name")
 
 
 def thin(frames: Sequence, most: int = FRAMES) -> list:

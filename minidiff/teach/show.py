@@ -69,11 +69,15 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
         what = Image.open(file).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)  # a third of the size
         file = io.BytesIO()
     if isinstance(what, torch.Tensor):
-        what = to_pil((what if what.ndim == 4 else what[None]).clamp(0, 1))
+        what = what if what.ndim == 4 else what[None]
+        if what.ndim != 4 or what.shape[1] != 3 or not what.is_floating_point():
+            raise ValueError("a tensor to show is (B,3,H,W) or (3,H,W), floats in [0, 1]; this one is "
+                             f"{tuple(what.shape)}, {what.dtype}")
+        what = to_pil(what.clamp(0, 1))
     if isinstance(what, (list, tuple)):
         if not what:
             raise ValueError("there is no picture to show")
-        what = contact_sheet([plain(picture) for picture in what], columns or len(what), gap=GAP)
+        what = contact_sheet(list(what), columns or len(what), gap=GAP)
     elif not figure:
         what = plain(what)
     what.save(file, "PNG", optimize=True)

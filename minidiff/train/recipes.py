@@ -31,7 +31,6 @@ from minidiff.pipeline import StableDiffusion, default_device
 from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
 from minidiff.schedule import SD
-from minidiff.settings import whole
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
 from minidiff.train.pictures import (
@@ -47,6 +46,7 @@ from minidiff.train.pictures import (
     tokenize_all,
 )
 from minidiff.train.trainer import Run, batch_indices, check, digest, generator, train
+from minidiff.values import whole
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
              "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", "timestep_spacing": "leading",
@@ -282,7 +282,8 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
     parts = ("vae", "text_encoder", "tokenizer") if name == "unet" else ()
-    settings = replace(settings, made=made_of(settings, size, data, init, parts))
+    eye = {"another perceptual net": digest(weights_dir() / "perceptual")} if name == "vae" and size > 64 else {}
+    settings = replace(settings, made=made_of(settings, size, data, init, parts) | eye)
     check(name, settings)
     out.mkdir(parents=True, exist_ok=True)
     RECIPES[name](settings, size=size, data=data, init=init)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from minidiff.io.weights import load_state, save_state
 from minidiff.pipeline import default_device, find_device
-from minidiff.settings import SEEDS, number, whole
+from minidiff.settings import SEEDS
 from minidiff.train.ema import EMA
+from minidiff.values import number, whole
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
     main = accelerator.is_main_process
     if main:
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        keep = log_path.read_text().splitlines() if run.resume and log_path.is_file() else []
-        log_path.write_text("".join(f"{line}\n" for line in keep if json.loads(line)["step"] <= step))
+        keep = log_path.read_text(errors="replace").splitlines() if run.resume and log_path.is_file() else []
+        log_path.write_text("".join(f"{line}\n" for line in keep if _logged(line) <= step))
     objective, optimizer = accelerator.prepare(Objective(net, loss), optimizer)
     size = batch // accelerator.num_processes
     share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
@@ -215,6 +217,14 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
     finally:
         bar.close()
     return average.net
+
+
+def _logged(line: str) -> float:
+    """The step of a line of a log; of a line that was never finished, infinity."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def check(name: str, run: Run) -> None:
