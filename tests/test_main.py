@@ -36,8 +36,10 @@ def test_exit_codes_and_streams(model, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_ctrl_c_while_drawing(model, tmp_path):
     words = command("generate", "a red house", "--model", model, "--steps", 500, "--num-images", 999)
+    # a shell that starts the tests with & has them ignore SIGINT, and what they start
     drawing = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+                               env={**os.environ, "PYTHONPATH": str(ROOT)},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while (said := drawing.stderr.read(1)) != "%":  # the progress bar has appeared
         assert said, "it stopped by itself"
     drawing.send_signal(signal.SIGINT)
