@@ -48,12 +48,14 @@ def test_packed_equals_plain_and_leaves_nothing_behind(unet, batch, height, widt
 
 
 @torch.inference_mode()
-def test_layers_with_large_weights_and_layers_that_are_given_large_maps_stay_plain(unet, monkeypatch):
+def test_nets_with_a_large_weight_and_layers_that_are_given_large_maps_stay_plain(unet, monkeypatch):
     x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
     plain = unet(x, 500.0, context)
-    monkeypatch.setattr(module, "LARGEST", 300)
-    with packed(unet):
-        assert 0 < fast(unet) == sum(m.weight.numel() <= 300 for m in unet.modules() if type(m) in module.FAST)
+    largest = max(m.weight.numel() for m in unet.modules() if type(m) in module.FAST)
+    for limit in (largest, largest - 1):
+        monkeypatch.setattr(module, "LARGEST", limit)
+        with packed(unet):
+            assert bool(fast(unet)) == (limit == largest)
     monkeypatch.setattr(module, "LARGEST", 2**20)
     monkeypatch.setattr(module, "POSITIONS", 0)
     for op in module.OPS:

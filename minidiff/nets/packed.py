@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minidiff.nets.attention import Pointwise
 
 POSITIONS = 1024  # of all maps of a batch, above which a layer stays plain: 2 maps of 16×16 gain, of 32×32 they lose
-LARGEST = 2**20   # numbers in a weight above which its layer stays plain: it would be kept twice
+LARGEST = 2**20   # numbers in a weight; a net with a larger one stays plain, see `packed`
 SMALLEST = 2**22  # products in a linear layer; below, calling the packed kernel costs more than it gains
 OPS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_convolution_weight", "_reorder_linear_weight")
 
@@ -26,7 +26,9 @@ def packed(net: nn.Module) -> Iterator[None]:
     """Inside, the convolutions and linear layers of a float32 net on a CPU are faster, but have no gradients.
 
     The parameters stay as they are, and must not change until the end. For other devices and dtypes, or in a torch
-    without oneDNN, nothing happens. The output is the same to rounding: tests/test_packed.py.
+    without oneDNN, nothing happens. Nor in a net with a weight of more than LARGEST numbers: that would be kept twice,
+    and as packed layers return channels-last maps, plain convolutions would copy their weights in every call: it cost
+    Stable Diffusion's U-Net 5 % on AVX2. The output is the same to rounding: tests/test_packed.py.
 
     >>> net, x = nn.Conv2d(4, 8, 3, padding=1), torch.ones(1, 4, 8, 8)
     >>> with torch.inference_mode(), packed(net):
@@ -34,8 +36,9 @@ def packed(net: nn.Module) -> Iterator[None]:
     >>> torch.allclose(y, net(x), atol=1e-5)
     True
     """
-    layers = [m for m in net.modules() if type(m) in FAST and "forward" not in vars(m)
-              and m.weight.numel() <= LARGEST] if available(net) else []
+    layers = [m for m in net.modules() if type(m) in FAST and "forward" not in vars(m)] if available(net) else []
+    if any(layer.weight.numel() > LARGEST for layer in layers):
+        layers = []
     for layer in layers:
         layer.forward = FAST[type(layer)](layer)
     try:
