@@ -1,5 +1,8 @@
 """The recipes, end to end on a folder of captioned pictures, for a few steps: what they write is a whole model."""
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -147,6 +150,15 @@ def test_slots_say_what_stands_where():
     assert row["object"] == [names["object"].index("boat"), 6, names["object"].index("house")]
     assert row["color"] == [names["color"].index("pink"), -1, names["color"].index("red")]
     assert row["size"] == [1, -1, 0]
+
+
+@pytest.mark.quick
+def test_drawing_in_several_processes_ends_where_torch_has_worked_with_several_threads():
+    code = ("import torch; torch.set_num_threads(2); torch.randn(3, 512, 512).permute(1, 2, 0).contiguous()\n"
+            "from minidiff.train.pictures import draw; print(len(draw(8, 128)[0]))")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100,
+                         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert run.stdout == "8\n", run.stderr
 
 
 @pytest.mark.quick

@@ -53,7 +53,9 @@ def draw(n: int, size: int, **options) -> tuple[Tensor, list[scenes.Scene]]:
     chunk = 1000
     work = partial(scenes.render, size=size, **options)
     counts, firsts = zip(*[(min(chunk, n - first), first) for first in range(0, n, chunk)])
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(counts))) as pool:
+    # one thread each: OpenMP's threads do not survive a fork, and a process that waits for them hangs
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(counts)), initializer=torch.set_num_threads,
+                             initargs=(1,)) as pool:
         parts = list(tqdm(pool.map(partial(_draw_chunk, work), counts, firsts), "drawing", len(counts), unit="k"))
     return torch.cat([pictures for pictures, _ in parts]), [scene for _, drawn in parts for scene in drawn]
 
