@@ -6,23 +6,27 @@
 (64, 64)
 """
 from importlib import import_module as _import_module
+from pathlib import Path as _Path
 
 __version__ = "0.1.0"
 
-_HOME = {"StableDiffusion": "minidiff.pipeline", "UNet": "minidiff.nets.unet", "VAE": "minidiff.nets.vae",
+_HOME = {"StableDiffusion": "minidiff.sd.pipeline", "UNet": "minidiff.nets.unet", "VAE": "minidiff.nets.vae",
          "ControlNet": "minidiff.nets.controlnet"}
-_MODULES = ("schedule", "prediction", "grid", "exact", "samplers", "guidance", "likelihood", "nets", "text", "io",
-            "data", "pipeline", "train", "evaluate", "metrics", "teach", "cli")
+_HERE = _Path(__file__).parent
+_ROOMS = ("", "sd", "measure", "nets", "data", "io", "train", "teach")  # where a module is looked for, in this order
 
 
 def __getattr__(name: str):
     """Load a public name when it is first used: `import minidiff` costs no more than torch."""
     if name in _HOME:
         return getattr(_import_module(_HOME[name]), name)
-    if name in _MODULES:
-        return _import_module(f"minidiff.{name}")
+    for room in _ROOMS:
+        place = _HERE / room / name
+        if not name.startswith("_") and (place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()):
+            return _import_module(".".join(["minidiff", *filter(None, [room]), name]))
     raise AttributeError(f"module 'minidiff' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME, *_MODULES])
+    modules = (path.stem for room in _ROOMS for path in [*(_HERE / room).glob("*.py"), *_HERE.glob("*/")])
+    return sorted({*globals(), *_HOME, *(name for name in modules if not name.startswith("_"))})

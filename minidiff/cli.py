@@ -31,7 +31,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     """Draw pictures of a prompt and write them to files.
 
     Args:
-        prompt … num_images, negative_prompt: see `minidiff.settings.Settings`.
+        prompt … num_images, negative_prompt: see `minidiff.sd.settings.Settings`.
         model, tokenizer, config, prediction_type: see `StableDiffusion.from_pretrained`.
         init_image: a picture file to start from, on white where it is transparent, cut and resized to the model's
             size; see `strength`.
@@ -55,16 +55,16 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     >>> [path.name for path in generate("a red house", steps=2, out=f"{folder.name}/house.png")]
     ['house.png', 'house-large.png']
     """
-    from minidiff.conditions import plan
+    from minidiff import values
     from minidiff.io import images as io
     from minidiff.nets.controlnet import ControlNet
-    from minidiff.pipeline import StableDiffusion
-    from minidiff.settings import Settings
+    from minidiff.sd.conditions import plan
+    from minidiff.sd.pipeline import StableDiffusion
+    from minidiff.sd.settings import Settings
     from minidiff.teach.film import check_suffix, frame, thin, write_film
-    from minidiff.text import checked
 
     for text in (prompt, negative_prompt or ""):
-        checked(text)
+        values.text(text)
     settings = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "strength": strength,
                 "negative_prompt": negative_prompt}
     Settings(seed=seed, num_images=num_images, **settings)
@@ -151,13 +151,13 @@ def recipes() -> dict[str, str]:
 
 def evaluate(model: str | Path = "mini-sd", *, n: int = 1000, json_file: str | Path | None = None,
              out: str | Path | None = None, overwrite: bool = False, **settings) -> tuple[dict, Path]:
-    """Measure how well a model's pictures show what their prompts say: see `minidiff.evaluate.evaluate`.
+    """Measure how well a model's pictures show what their prompts say: see `minidiff.measure.evaluate.evaluate`.
 
     Returns:
         The numbers, and the file of the contact sheet: `out`, or the next free minidiff-0001.png.
     """
-    from minidiff.evaluate import evaluate as measure
     from minidiff.io.images import check_writable, image_format
+    from minidiff.measure.evaluate import evaluate as measure
 
     sheet, = _targets(out, 1)
     image_format(sheet)
@@ -176,11 +176,11 @@ def info(path: str | Path) -> dict:
 
 def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_file: str | Path | None = None,
           **options) -> dict:
-    """How fast a model runs: `minidiff.bench.bench`. threads: of the CPU. json_file: also write the result there."""
+    """How fast a model runs: `minidiff.measure.bench`. threads: of the CPU. json_file: also write the result there."""
     import torch
 
-    from minidiff.bench import bench as measure
     from minidiff.io.images import check_writable
+    from minidiff.measure.bench import bench as measure
 
     if threads is not None:
         if threads < 1:

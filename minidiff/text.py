@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from minidiff import values
 from minidiff.io.checkpoint import named
-from minidiff.io.tokens import BOS, EOS, LENGTH, OPEN, add_tokens, stated_tokens
+from minidiff.io.tokens import BOS, CLOSE, EOS, LENGTH, OPEN, add_tokens, stated_tokens
 from minidiff.io.weights import load_state, read_json, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 
@@ -100,7 +102,7 @@ class Text(nn.Module):
             context (B,77·chunks,D), one vector per token, and vec (B,P), one per prompt, or None without projection.
 
         Raises:
-            ValueError: a prompt is no text, see `checked`.
+            ValueError: a prompt is no text, see `values.text`.
         """
         texts = [prompts, prompts_2 or prompts][-len(self.encoders):]
         parts, vec = [], None
@@ -117,26 +119,7 @@ class Text(nn.Module):
         >>> Text.from_pretrained(weights_dir() / "mini-sd").chunks("red " * 76)
         2
         """
-        return max(1 + len(tokenizer.encode(checked(prompt)).overflowing) for tokenizer in self.tokenizers)
-
-
-def checked(text: str) -> str:
-    """The text itself, if it is one.
-
-    Raises:
-        ValueError: it is of another type, or holds surrogates, what Python makes of bytes that it cannot decode.
-
-    >>> checked("caf\\udce9")
-    Traceback (most recent call last):
-    ValueError: the text 'caf\\udce9' holds bytes that are not UTF-8; write it anew in that encoding
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"a prompt is a text, not a {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"the text {text!a} holds bytes that are not UTF-8; write it anew in that encoding") from error
-    return text
+        return max(1 + len(tokenizer.encode(values.text(prompt)).overflowing) for tokenizer in self.tokenizers)
 
 
 def load_tokenizers(folder: str | Path, pads: Iterable[str | None]) -> list[Tokenizer]:
@@ -271,7 +254,7 @@ def tokenize(tokenizer: Tokenizer, prompts: list[str], chunks: int = 1) -> Tenso
     torch.Size([2, 77])
     """
     empty = tokenizer.encode("").ids
-    read = tokenizer.encode_batch([checked(prompt) for prompt in prompts])
+    read = tokenizer.encode_batch([values.text(prompt) for prompt in prompts])
     rows = [[part.ids for part in (first, *first.overflowing)] for first in read]
     return torch.tensor([sum((row + [empty] * chunks)[:chunks], []) for row in rows])
 
@@ -283,7 +266,7 @@ def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     >>> words(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), "a red house")
     [('a', [1]), ('red', [2]), ('house', [3])]
     """
-    read, found, begun = tokenizer.encode(checked(prompt)), [], False
+    read, found, begun = tokenizer.encode(values.text(prompt)), [], False
     for place, (token, (begin, end)) in enumerate(zip(read.tokens, read.offsets)):
         if token in (BOS, EOS):
             continue
@@ -302,11 +285,50 @@ def lost_words(tokenizer: Tokenizer, prompt: str) -> str:
     >>> lost_words(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), "red " * 75 + "house, night")
     'house, night'
     """
-    rest = tokenizer.encode(checked(prompt)).overflowing
+    rest = tokenizer.encode(values.text(prompt)).overflowing
     if not rest:
         return ""
     first = rest[0].offsets[1][0]  # entry 0 is the start token
     return prompt[len(prompt[:first].rstrip()) if prompt[first].isspace() else prompt.rfind(" ", 0, first) + 1:].strip()
+
+
+def check_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:
+    """Raise the errors of `add_word`, and leave both as they are."""
+    table = encoder.text_model.embeddings
+    size, width = table.token_embedding.weight.shape
+    if vectors.shape[1] != width:
+        raise ValueError(f"the vectors of {word!r} are {vectors.shape[1]} wide, those of this model's text encoder "
+                         f"{width}: the textual inversion was made for another family of models")
+    if OPEN in tokenizer.normalizer.normalize_str(word):
+        raise ValueError(f"{word!r} is loaded already; give this textual inversion another token")
+    if (tokens := tokenizer.get_vocab_size()) != (known := size + (0 if table.extra is None else len(table.extra))):
+        raise ValueError(f"the tokenizer has {tokens} tokens and its text encoder {known}; words can only be added "
+                         "where they agree")
+
+
+def add_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:
+    """Teach a word to a tokenizer and its encoder: wherever it stands alone in a prompt, it becomes these vectors.
+
+    NOTE: in diffusers a word is found inside longer words too: test_a_word_is_found_where_it_stands_alone.
+
+    Args:
+        vectors: (n, D): the word then takes n of the prompt's 75 tokens.
+
+    Raises:
+        ValueError: the width D is not the encoder's, or the word was added before.
+    """
+    from tokenizers import AddedToken, Regex, normalizers
+
+    check_word(tokenizer, encoder, word, vectors)
+    table, first = encoder.text_model.embeddings, tokenizer.get_vocab_size()
+    names = [f"{OPEN}{first + i}{CLOSE}" for i in range(len(vectors))]
+    # added tokens are looked for in the normalized text: so the word is written as their names there
+    tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
+    before, after = (r"(?<!\w)" if word[0].isalnum() else ""), (r"(?!\w)" if word[-1].isalnum() else "")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace(Regex(f"(?i){before}{re.escape(word)}{after}"), "".join(names)), tokenizer.normalizer])
+    extra = vectors.to(table.token_embedding.weight)
+    table.extra = extra if table.extra is None else torch.cat([table.extra, extra])
 
 
 def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:

@@ -66,6 +66,25 @@ def truth(name: str, value: object) -> bool:
     raise ValueError(f"{name} is {reprlib.repr(value)}; it must be True or False")
 
 
+def text(value: str) -> str:
+    """The text itself, if it is one.
+
+    Raises:
+        ValueError: it is of another type, or holds surrogates, what Python makes of bytes that it cannot decode.
+
+    >>> text("caf\\udce9")
+    Traceback (most recent call last):
+    ValueError: the text 'caf\\udce9' holds bytes that are not UTF-8; write it anew in UTF-8
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"a prompt is a text, not a {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text {value!a} holds bytes that are not UTF-8; write it anew in UTF-8") from error
+    return value
+
+
 def _is_odd(value: object) -> bool:
     """Whether it would pass for a number, but is a truth value, or an array or tensor with axes."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool") or getattr(value, "ndim", 0) > 0

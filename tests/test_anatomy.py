@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import minidiff as md
-from minidiff.anatomy import anatomy, walk
+from minidiff.measure.anatomy import anatomy, walk
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.teach import tree
 

@@ -4,8 +4,9 @@ import json
 import pytest
 import torch
 
-from minidiff import bench, cli
+from minidiff import cli
 from minidiff.io.checkpoint import FAMILIES
+from minidiff.measure import bench
 from minidiff.nets.unet import UNet, UNetConfig
 
 XL = {"sample_size": 8, "block_out_channels": [8, 16], "norm_num_groups": 4, "cross_attention_dim": 24,

@@ -12,12 +12,12 @@ import torch
 from PIL import Image, ImageChops
 
 from minidiff import cli, samplers
-from minidiff.conditions import CLASSES
 from minidiff.data import scenes
 from minidiff.io.lora import Change, save_lora
 from minidiff.io.weights import load_state, save_state
 from minidiff.nets.controlnet import ControlNet
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.conditions import CLASSES
+from minidiff.sd.pipeline import StableDiffusion
 from tests import tiny
 
 pytestmark = pytest.mark.quick
@@ -331,7 +331,7 @@ def test_two_files_of_one_name_are_refused_however_it_is_written(draw, run, tmp_
 
 
 def test_evaluate_prints_its_numbers(run, monkeypatch):
-    from minidiff import evaluate
+    from minidiff.measure import evaluate
 
     share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10}
     calls = []

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minidiff.conditions import encode, plan, rows
 from minidiff.grid import SD_CONFIG
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.unet import UNetConfig
 from minidiff.schedule import SD
-from minidiff.settings import Settings
+from minidiff.sd.conditions import encode, plan, rows
+from minidiff.sd.settings import Settings
 from minidiff.text import Text, load_tokenizer, train_tokenizer
 from tests import tiny
 

@@ -11,7 +11,7 @@ from minidiff.guidance import cfg, controlled
 from minidiff.nets.attention import Kept
 from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.unet import UNetConfig
-from minidiff.settings import Settings
+from minidiff.sd.settings import Settings
 from tests import tiny
 from tests.test_unet import SD1, SD2, XL
 

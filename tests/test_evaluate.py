@@ -6,14 +6,14 @@ from collections import Counter
 import pytest
 import torch
 
-import minidiff.evaluate as evaluation
-from minidiff import metrics
+import minidiff.measure.evaluate as evaluation
 from minidiff.data import scenes
-from minidiff.evaluate import evaluate, prompt_set, wilson
 from minidiff.io.images import to_tensor
 from minidiff.io.weights import weights_dir
+from minidiff.measure import metrics
+from minidiff.measure.evaluate import evaluate, prompt_set, wilson
 from minidiff.nets.reader import Reader
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 
 
 @pytest.mark.quick

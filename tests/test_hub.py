@@ -7,7 +7,7 @@ import pytest
 
 from minidiff.io import hub
 from minidiff.io.weights import weights_dir
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 
 pytestmark = pytest.mark.quick
 

@@ -13,16 +13,15 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minidiff"
 LAYERS = (
-    ("schedule", "values", "nets.layers", "io.weights", "data"),
-    ("prediction", "grid", "nets", "exact"),
-    ("samplers", "multistep", "guidance", "likelihood", "control", "settings", "io.lora", "io.embeddings", "io.models",
-     "text"),
-    ("pipeline", "run", "conditions", "memory", "editing"),
-    ("evaluate", "metrics", "train", "bench", "anatomy"),
+    ("schedule", "values", "device", "io", "data", "nets.layers"),
+    ("prediction", "grid", "nets"),
+    ("samplers", "multistep", "guidance", "exact", "likelihood", "text"),
+    ("sd", "editing"),
+    ("measure", "train"),
     ("teach", "cli"),
     ("__main__",),
 )
-LAYER = {f"minidiff.{name}": number for number, names in enumerate(LAYERS) for name in names} | {"minidiff.io": 0}
+LAYER = {f"minidiff.{name}": number for number, names in enumerate(LAYERS) for name in names}
 SLOW = {"transformers", "diffusers", "matplotlib", "PIL", "tokenizers", "scipy", "accelerate", "pandas", "IPython"}
 
 
@@ -89,20 +88,20 @@ def test_imports_have_no_cycle():
 
 
 def test_the_reader_of_imports_sees_every_form():
-    known = {"minidiff.grid", "minidiff.nets", "minidiff.nets.unet", "minidiff.pipeline", "minidiff.data"}
+    known = {"minidiff.grid", "minidiff.nets", "minidiff.nets.unet", "minidiff.sd.pipeline", "minidiff.data"}
     source = """
 from .layers import Attention
 from ..grid import Grid
-from .. import pipeline
+from ..sd import pipeline
 def late():
     import minidiff.data
     from minidiff.nets import unet
-    importlib.import_module("minidiff.evaluate")
+    importlib.import_module("minidiff.measure.evaluate")
 import torch
 """
     assert imports(source, "minidiff.nets.vae", False, known) == {
-        "minidiff.nets.layers", "minidiff.grid", "minidiff.pipeline", "minidiff.data", "minidiff.nets.unet",
-        "minidiff.evaluate",
+        "minidiff.nets.layers", "minidiff.grid", "minidiff.sd.pipeline", "minidiff.data", "minidiff.nets.unet",
+        "minidiff.measure.evaluate",
     }  # fmt: skip
     assert imports("from . import unet", "minidiff.nets", True, known) == {"minidiff.nets.unet"}
 
@@ -126,7 +125,7 @@ def test_the_package_never_imports_the_libraries_it_replaces():
     replaced = {"transformers", "diffusers", "scipy", "torchvision", "einops"}
     found = {name: third_party(path.read_text(encoding="utf-8")) & replaced for name, path in modules().items()}
     assert {name: libraries for name, libraries in found.items() if libraries} == {
-        "minidiff.bench": {"diffusers"}}  # which it measures itself against, where it is installed
+        "minidiff.measure.bench": {"diffusers"}}  # which it measures itself against, where it is installed
     assert third_party("def f():\n    from diffusers.models import UNet2DModel") & replaced == {"diffusers"}
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minidiff import memory
 from minidiff.nets.layers import Blank
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
+from minidiff.sd import memory
 from tests import tiny
 from tests.live import Live
 

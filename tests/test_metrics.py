@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from minidiff import metrics
+from minidiff.measure import metrics
 
 pytestmark = pytest.mark.quick
 

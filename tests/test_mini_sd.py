@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from minidiff.data import scenes
-from minidiff.evaluate import _pairs_right, prompt_set, right
 from minidiff.io.weights import weights_dir
+from minidiff.measure.evaluate import _pairs_right, prompt_set, right
 from minidiff.nets.reader import Reader
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 
 N = 16  # pictures per claim
 

@@ -10,11 +10,11 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minidiff import grid, samplers
-from minidiff.conditions import draw
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.unet import UNet, UNetConfig
-from minidiff.pipeline import StableDiffusion
-from minidiff.settings import Settings
+from minidiff.sd.conditions import draw
+from minidiff.sd.pipeline import StableDiffusion
+from minidiff.sd.settings import Settings
 from minidiff.text import Text
 from tests import tiny
 
@@ -297,7 +297,7 @@ def test_a_model_of_two_sides_draws_them(folder, tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, {"negative_prompt": "caf\udce9"}, {"long": True}])
 def test_bytes_that_are_no_text_are_named(pipe, settings):
-    with pytest.raises(ValueError, match="holds bytes that are not UTF-8; write it anew in that encoding"):
+    with pytest.raises(ValueError, match="holds bytes that are not UTF-8; write it anew in UTF-8"):
         pipe("red" if "negative_prompt" in settings else "a caf\udce9", steps=1, **settings)
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from minidiff.data import scenes
 from minidiff.grid import preset
 from minidiff.io.weights import weights_dir
-from minidiff.metrics import kernel_distance
+from minidiff.measure.metrics import kernel_distance
 from minidiff.nets.reader import Reader
 from minidiff.nets.unet import UNet
 from minidiff.prediction import denoiser

@@ -14,7 +14,7 @@ from minidiff.nets.patches import Patches
 from minidiff.nets.reader import SCENE, THING
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
 from minidiff.train.trainer import Run, digest
 

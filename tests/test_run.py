@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from minidiff import run
 from minidiff.nets.unet import UNet, UNetConfig
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd import run
+from minidiff.sd.pipeline import StableDiffusion
 from tests import tiny
 
 PROMPT = "a red house"

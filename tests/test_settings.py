@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff.conditions import draw
-from minidiff.settings import SEEDS, Settings, check_seeds
+from minidiff.sd.conditions import draw
+from minidiff.sd.settings import SEEDS, Settings, check_seeds
 from tests import tiny
 
 pytestmark = pytest.mark.quick

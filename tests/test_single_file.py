@@ -17,7 +17,6 @@ from minidiff.grid import from_diffusers
 from minidiff.io import checkpoint, rename, weights
 from minidiff.io.checkpoint import FAMILIES, PARTS
 from minidiff.io.info import describe
-from minidiff.io.models import load
 from minidiff.io.unpickle import Stub, _Unpickler, load_tensors
 from minidiff.io.weights import load_state, read_json, save_state, write_atomic
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
@@ -25,8 +24,9 @@ from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.layers import Blank
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
-from minidiff.pipeline import StableDiffusion
 from minidiff.schedule import Discrete
+from minidiff.sd.models import load
+from minidiff.sd.pipeline import StableDiffusion
 from tests import tiny
 
 UNET, VAE_, TEXT = PARTS["unet"][0], PARTS["vae"][0], PARTS["text_encoder"][0]
@@ -458,6 +458,6 @@ def test_no_network_is_built_at_random_before_it_is_loaded(model, monkeypatch):
     pipe = load(model / "model.safetensors", config=model / "folder")
     assert torch.equal(torch.get_rng_state(), before)
     opened = load_state(model / "model.safetensors")
-    monkeypatch.setattr("minidiff.io.models.load_state", lambda _: opened)
+    monkeypatch.setattr("minidiff.sd.models.load_state", lambda _: opened)
     pipe = load(model / "model.safetensors", config=model / "folder")
     assert pipe.unet.conv_in.weight.data_ptr() == opened[UNET + "input_blocks.0.0.weight"].data_ptr()

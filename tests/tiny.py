@@ -6,7 +6,7 @@ from minidiff.data import scenes
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import Text, load_tokenizer, train_tokenizer
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",

@@ -1,21 +1,18 @@
 """Textual inversion (Gal et al., 2208.01618): files that teach a text encoder a new word, one vector or several."""
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from minidiff.io.tokens import CLOSE, OPEN
+from minidiff import values
 from minidiff.io.weights import is_dense, load_state, read_object
-from minidiff.text import checked
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
-    from minidiff.nets.clip import CLIPText
+    pass
 
 
 FORMS = ("emb_params", "*", "clip_l", "clip_g")  # names that are no words
@@ -70,43 +67,4 @@ def load_embedding(path: str | Path, token: str | None = None) -> tuple[str, lis
     if not isinstance(word, str) or not word.strip():
         raise ValueError(f"the word {word!r} for {path} is {'blank' if isinstance(word, str) else 'no text'}; give "
                          "another token")
-    return checked(word), parts
-
-
-def check_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:
-    """Raise the errors of `add_word`, and leave both as they are."""
-    table = encoder.text_model.embeddings
-    size, width = table.token_embedding.weight.shape
-    if vectors.shape[1] != width:
-        raise ValueError(f"the vectors of {word!r} are {vectors.shape[1]} wide, those of this model's text encoder "
-                         f"{width}: the textual inversion was made for another family of models")
-    if OPEN in tokenizer.normalizer.normalize_str(word):
-        raise ValueError(f"{word!r} is loaded already; give this textual inversion another token")
-    if (tokens := tokenizer.get_vocab_size()) != (known := size + (0 if table.extra is None else len(table.extra))):
-        raise ValueError(f"the tokenizer has {tokens} tokens and its text encoder {known}; words can only be added "
-                         "where they agree")
-
-
-def add_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:
-    """Teach a word to a tokenizer and its encoder: wherever it stands alone in a prompt, it becomes these vectors.
-
-    NOTE: in diffusers a word is found inside longer words too: test_a_word_is_found_where_it_stands_alone.
-
-    Args:
-        vectors: (n, D): the word then takes n of the prompt's 75 tokens.
-
-    Raises:
-        ValueError: the width D is not the encoder's, or the word was added before.
-    """
-    from tokenizers import AddedToken, Regex, normalizers
-
-    check_word(tokenizer, encoder, word, vectors)
-    table, first = encoder.text_model.embeddings, tokenizer.get_vocab_size()
-    names = [f"{OPEN}{first + i}{CLOSE}" for i in range(len(vectors))]
-    # added tokens are looked for in the normalized text: so the word is written as their names there
-    tokenizer.add_tokens([AddedToken(name, normalized=True) for name in names])
-    before, after = (r"(?<!\w)" if word[0].isalnum() else ""), (r"(?!\w)" if word[-1].isalnum() else "")
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Replace(Regex(f"(?i){before}{re.escape(word)}{after}"), "".join(names)), tokenizer.normalizer])
-    extra = vectors.to(table.token_embedding.weight)
-    table.extra = extra if table.extra is None else torch.cat([table.extra, extra])
+    return values.text(word), parts

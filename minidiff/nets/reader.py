@@ -63,7 +63,7 @@ class Reader(Net):
 
     @torch.inference_mode()
     def features(self, image: Tensor) -> Tensor:
-        """What `minidiff.metrics` compares pictures by: the last maps, averaged over positions, (B, 4·ch).
+        """What `minidiff.measure.metrics` compares pictures by: the last maps, averaged over positions, (B, 4·ch).
 
         >>> Reader(ReaderConfig(ch=8)).features(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 32])

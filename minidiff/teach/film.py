@@ -16,8 +16,8 @@ from minidiff.teach.show import png, publish
 if TYPE_CHECKING:
     from PIL import Image
 
-    from minidiff.pipeline import StableDiffusion
     from minidiff.samplers import Step
+    from minidiff.sd.pipeline import StableDiffusion
 
 GAP = 8  # pixels between the two pictures of a frame, and the height of its bar
 FORMATS = {".png": "PNG", ".gif": "GIF", ".webp": "WEBP"}

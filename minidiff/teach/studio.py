@@ -19,7 +19,7 @@ from minidiff.text import words
 if TYPE_CHECKING:
     from PIL import Image
 
-    from minidiff.pipeline import StableDiffusion
+    from minidiff.sd.pipeline import StableDiffusion
 
 STORED = 8    # frames of the film that stands in for the widget
 SIDE = 192    # of each picture, in pixels

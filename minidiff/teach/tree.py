@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import html
 
-from minidiff.anatomy import Part, walk
+from minidiff.measure.anatomy import Part, walk
 
 COLUMNS = "minmax(14em,2fr) minmax(9em,1fr) 8em 7em 9em"
 BAR = "linear-gradient(to right, #56B4E966 {share:.0%}, transparent 0)"  # behind the operations, their share
 
 
 def tree(part: Part, alt: str, *, depth: int = 2, bits: int = 16) -> None:
-    """Show what `minidiff.anatomy.anatomy` finds: shape, parameters, memory and operations of every module.
+    """Show what `minidiff.measure.anatomy.anatomy` finds: shape, parameters, memory and operations of every module.
 
     Args:
         alt: what there is to see, in words.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from minidiff.data import files, scenes
+from minidiff.device import default_device
 from minidiff.io.weights import load_state, save_state
 from minidiff.nets.vae import VAE
-from minidiff.pipeline import default_device
 from minidiff.text import load_tokenizer, tokenize
 from minidiff.train.trainer import Run, digest
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.data import files, scenes
+from minidiff.device import default_device
 from minidiff.grid import preset
 from minidiff.io.weights import weights_dir
 from minidiff.nets.classifier import Classifier, ClassifierConfig
@@ -27,10 +28,10 @@ from minidiff.nets.patches import Patches, PatchesConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
-from minidiff.pipeline import StableDiffusion, default_device
 from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
 from minidiff.schedule import SD
+from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
 from minidiff.train.pictures import (

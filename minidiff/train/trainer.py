@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minidiff.device import default_device, find_device
 from minidiff.io.weights import load_state, save_state
-from minidiff.pipeline import default_device, find_device
-from minidiff.settings import SEEDS
+from minidiff.sd.settings import SEEDS
 from minidiff.train.ema import EMA
 from minidiff.values import number, whole
 

@@ -14,7 +14,7 @@ from unittest.mock import patch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from minidiff.evaluate import evaluate  # noqa: E402
+from minidiff.measure.evaluate import evaluate  # noqa: E402
 from minidiff.train import losses, recipes  # noqa: E402
 
 eps_loss = losses.diffusion

@@ -3,7 +3,7 @@
     python tests/benchmarks/adherence.py MODEL --out data -n 200 --snapshots FOLDER --threads 1
 
 FOLDER holds averaged U-Net weights from the course of a training run, each file named by its step: 1500.safetensors.
-Each point is `minidiff.evaluate.evaluate` with n prompts per set; the bars are 95 % Wilson intervals. Writes
+Each point is `minidiff.measure.evaluate.evaluate` with n prompts per set; the bars are 95 % Wilson intervals. Writes
 adherence.json and gallery/adherence.png into --out, and gallery/guidance.png, the same prompts and seeds at different
 scales.
 """
@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from minidiff.data import scenes  # noqa: E402
-from minidiff.evaluate import evaluate, prompt_set  # noqa: E402
 from minidiff.io.weights import load_state  # noqa: E402
-from minidiff.pipeline import StableDiffusion  # noqa: E402
+from minidiff.measure.evaluate import evaluate, prompt_set  # noqa: E402
+from minidiff.sd.pipeline import StableDiffusion  # noqa: E402
 from minidiff.teach.show import png, style  # noqa: E402
 
 SCALES, STEPS = (1.0, 2.0, 3.0, 5.0, 7.5, 10.0), (4, 8, 15, 25, 50)

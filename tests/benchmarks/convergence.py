@@ -16,9 +16,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from minidiff import StableDiffusion, metrics  # noqa: E402
+from minidiff import StableDiffusion  # noqa: E402
 from minidiff.data import scenes  # noqa: E402
-from minidiff.evaluate import prompt_set  # noqa: E402
+from minidiff.measure import metrics  # noqa: E402
+from minidiff.measure.evaluate import prompt_set  # noqa: E402
 
 SAMPLERS, STEPS, REFERENCE = ("ddim", "euler", "heun", "lms", "plms", "dpmpp_2m", "unipc"), (8, 12, 25, 50), 60
 

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT))
 
 from minidiff import StableDiffusion, editing  # noqa: E402
 from minidiff.data import scenes  # noqa: E402
-from minidiff.evaluate import share  # noqa: E402
 from minidiff.io.weights import weights_dir  # noqa: E402
+from minidiff.measure.evaluate import share  # noqa: E402
 from minidiff.nets.attention import watched  # noqa: E402
 from minidiff.nets.reader import Reader  # noqa: E402
 

@@ -33,7 +33,7 @@ OURS = """
 import json, os, sys, time
 import torch; torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 import safetensors.torch, tokenizers  # importing is not loading, for neither side
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 began = time.time()
 pipe = StableDiffusion.from_pretrained(sys.argv[1], device="cpu"%s)
 loaded = time.time()

@@ -3,7 +3,7 @@
     python tests/benchmarks/gpu.py                  # cuda; --device cpu --family sd1 --size 64 tries the script itself
 
 Parity: the largest difference from diffusers in the same dtype, and from float32, over the spread of the output.
-Speed: `minidiff.bench.bench` at batch 1 and 32, eager and compiled, beside diffusers measured the same way.
+Speed: `minidiff.measure.bench.bench` at batch 1 and 32, eager and compiled, beside diffusers measured the same way.
 """
 import argparse
 import sys
@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from minidiff import bench as b  # noqa: E402
+from minidiff.measure import bench as b  # noqa: E402
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}  # of the output's standard deviation
 

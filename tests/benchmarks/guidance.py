@@ -5,7 +5,7 @@
 classifier: the unconditional model (data/pixels) with the gradient of data/classifier; classifier-free: the model that
 is told the class (data/pixels-class). Every point has the same n noises and classes, --steps steps of DDIM. The judge
 is the reader, which neither kind ever saw: the share of pictures whose object it reads right, with a 95 % Wilson
-interval, and `minidiff.metrics.compare` on its features with n fresh drawings, with 95 % bootstrap intervals.
+interval, and `minidiff.measure.metrics.compare` on its features with n fresh drawings, with 95 % bootstrap intervals.
 `drawings` are n other drawings in the place of samples, `limited` is classifier-free guidance in an interval only.
 A file that is there is continued.
 """
@@ -24,11 +24,12 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from minidiff import guidance, metrics  # noqa: E402
+from minidiff import guidance  # noqa: E402
 from minidiff.data import scenes  # noqa: E402
-from minidiff.evaluate import share  # noqa: E402
 from minidiff.grid import preset  # noqa: E402
 from minidiff.io.weights import weights_dir  # noqa: E402
+from minidiff.measure import metrics  # noqa: E402
+from minidiff.measure.evaluate import share  # noqa: E402
 from minidiff.nets.classifier import Classifier  # noqa: E402
 from minidiff.nets.reader import Reader  # noqa: E402
 from minidiff.nets.unet import UNet  # noqa: E402

@@ -92,7 +92,7 @@ def peak(code: str) -> Callable[[], float]:
 def start_up() -> Iterator[Row]:
     torch_alone = python("-c", "import torch")
     yield Row("import minidiff / import torch", python("-c", "import minidiff"), torch_alone)
-    yield Row("import minidiff.pipeline / import torch", python("-c", "import minidiff.pipeline"), torch_alone)
+    yield Row("import minidiff.sd.pipeline / import torch", python("-c", "import minidiff.sd.pipeline"), torch_alone)
     if MINI_SD.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             out = str(Path(folder) / "picture.png")

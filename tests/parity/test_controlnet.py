@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.unet import UNet, micro_conditioning
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 from tests import test_unet as published
 from tests import tiny
 from tests.parity import families

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from minidiff.conditions import CLASSES
 from minidiff.data import scenes
 from minidiff.io.weights import read_json
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.conditions import CLASSES
+from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import Text
 from tests import rules, series
 from tests.parity.families import FAMILIES, as_class, build

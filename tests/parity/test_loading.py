@@ -18,7 +18,7 @@ from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.layers import Blank
 from minidiff.nets.unet import UNet, UNetConfig, micro_conditioning
 from minidiff.nets.vae import VAE, VAEConfig
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 from tests import tiny
 from tests.parity.families import build
 

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from minidiff.io.lora import load_lora, save_lora
 from minidiff.nets.unet import UNet, UNetConfig
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 from tests.parity import families
 from tests.parity.test_families import load
 from tests.parity.test_pipeline import PROMPTS, build, generators

@@ -9,9 +9,9 @@ from PIL import Image
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from minidiff.conditions import CLASSES
 from minidiff.data import scenes
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.conditions import CLASSES
+from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import train_tokenizer
 from tests import tiny
 

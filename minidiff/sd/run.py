@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from minidiff import control, guidance, memory
-from minidiff.conditions import draw, encode, paste, plan, posterior, rows
+from minidiff import guidance
 from minidiff.grid import Step
 from minidiff.io.images import check_sides, to_mask, to_tensor
 from minidiff.io.weights import nonfinite
@@ -21,18 +20,20 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
 from minidiff.schedule import Discrete
-from minidiff.settings import Settings, check_seeds
+from minidiff.sd import control, memory
+from minidiff.sd.conditions import draw, encode, paste, plan, posterior, rows
+from minidiff.sd.settings import Settings, check_seeds
 from minidiff.text import Text
 
 
 class Model(Protocol):
-    """What a run needs: `minidiff.pipeline.StableDiffusion` has it.
+    """What a run needs: `minidiff.sd.pipeline.StableDiffusion` has it.
 
     Attributes:
         scheduler, schedule, kind: its `scheduler_config.json`, the noise levels, and what the U-Net predicts.
         zeros: whether no negative prompt means zeros, not "". compiled: whether the networks are.
         worker: where the networks are moved to work; None: they stay where they are, on `device`.
-        sides: of the pictures that it was trained on. spreads: see `minidiff.conditions.plan`.
+        sides: of the pictures that it was trained on. spreads: see `minidiff.sd.conditions.plan`.
     """
 
     text: Text

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minidiff.device import find_device
 from minidiff.io.checkpoint import FAMILIES
 from minidiff.nets.layers import sinusoid
 from minidiff.nets.unet import UNet, UNetConfig
-from minidiff.pipeline import StableDiffusion, find_device
+from minidiff.sd.pipeline import StableDiffusion
 
 PROMPT = "a large red house on the left, snow, night, stars"
 

@@ -1,6 +1,6 @@
 """Does the picture show what the prompt says, and is the set of pictures like the drawings? Without any download.
 
-A classifier, the reader, reads the pictures back; its features measure the distances of sets (`minidiff.metrics`).
+A classifier, the reader, reads the pictures back; its features measure the distances of sets (`measure.metrics`).
 """
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from minidiff import metrics
 from minidiff.data import scenes
 from minidiff.io.images import save_image, to_pil, to_tensor, to_unit
 from minidiff.io.weights import weights_dir
+from minidiff.measure import metrics
 from minidiff.nets.reader import Reader
-from minidiff.pipeline import StableDiffusion
+from minidiff.sd.pipeline import StableDiffusion
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,7 @@ from minidiff import grid, samplers
 from minidiff.nets.unet import UNetConfig, micro_conditioning
 from minidiff.nets.vae import VAE
 from minidiff.schedule import Discrete
-from minidiff.settings import Settings
+from minidiff.sd.settings import Settings
 from minidiff.text import Text, lost_words
 
 Pair = tuple[Tensor, Tensor | None]  # context (P,N,D) and vec (P,V) of P prompts, as `Text` gives them

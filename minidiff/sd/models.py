@@ -28,7 +28,7 @@ ADVICE = {"lora": "load a model first, then pipe.load_lora(path)",
 
 
 class Model(NamedTuple):
-    """The parts of a pipeline; see `minidiff.pipeline.StableDiffusion`."""
+    """The parts of a pipeline; see `minidiff.sd.pipeline.StableDiffusion`."""
 
     text: Text
     unet: UNet

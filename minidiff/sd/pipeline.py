@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minidiff.device import find_device, vae_dtype
 from minidiff.grid import Step
-from minidiff.io import models
-from minidiff.io.embeddings import add_word, check_word, load_embedding
+from minidiff.io.embeddings import load_embedding
 from minidiff.io.hub import find
 from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import Loras, load_lora
-from minidiff.memory import MEGAPIXEL
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.run import at_work, check_finite, run
 from minidiff.schedule import Discrete
-from minidiff.settings import Settings
-from minidiff.text import Text
+from minidiff.sd import models
+from minidiff.sd.memory import MEGAPIXEL
+from minidiff.sd.run import at_work, check_finite, run
+from minidiff.sd.settings import Settings
+from minidiff.text import Text, add_word, check_word
 from minidiff.values import number
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from minidiff.settings import Picture
+    from minidiff.sd.settings import Picture
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
 FULL_PREVIEW = 128 * 128  # pixels up to which a preview is a true decode
@@ -181,7 +182,7 @@ class StableDiffusion:
         """Redraw a picture as the prompt says (SDEdit, Meng et al. 2021, arXiv 2108.01073): noise it, then denoise it.
 
         The last int(steps·strength) steps are taken, from x = alpha·z0 + sigma·noise, z0 the picture's latent; a latent
-        consistency model takes all, see `minidiff.conditions.plan`.
+        consistency model takes all, see `minidiff.sd.conditions.plan`.
         NOTE: lms and plms start afresh there, not amid a history that is not theirs as in diffusers:
         test_a_slice_starts_plms_with_two_calls.
 
@@ -304,32 +305,3 @@ class StableDiffusion:
             raise ValueError(f"{path}: models are written as a folder, or as a single file that ends in .safetensors")
         write = models.save_file if Path(path).suffix == ".safetensors" else models.save_folder
         write(parts, Path(path), dtype)
-
-
-def default_device() -> str:
-    """cuda, else mps, else cpu."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def find_device(device: str | torch.device | None = None) -> torch.device:
-    """A device by its name; None: the default one.
-
-    Raises:
-        ValueError: there is none of this name here.
-
-    >>> find_device("gpu")
-    Traceback (most recent call last):
-    ValueError: there is no device 'gpu' here; cpu always works
-    """
-    device = device or default_device()
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, TypeError) as error:     # each backend has its own
-        raise ValueError(f"there is no device {str(device)!r} here; cpu always works") from error
-
-
-def vae_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """In float16 the decoders of Stable Diffusion overflow to black pictures: float32 then."""
-    return torch.float32 if dtype == torch.float16 else dtype

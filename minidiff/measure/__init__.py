@@ -1,0 +1,1 @@
+"""Is it good, how far is it from the data, how big is it, how fast."""
