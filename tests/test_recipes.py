@@ -1,6 +1,7 @@
 """The recipes, end to end on a folder of captioned pictures, for a few steps: what they write is a whole model."""
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -111,6 +112,15 @@ def test_a_large_vae_compresses_by_eight_with_a_critic_and_a_perceptual_loss(fol
     assert net.encode(torch.zeros(1, 3, 128, 128)).shape == (1, 4, 16, 16)
 
 
+def test_the_counter_learns_from_scenes_and_crowds(tmp_path):
+    recipes.run("counter", out=tmp_path, steps=2, size=16, device="cpu")
+    assert Patches.from_pretrained(tmp_path).config.out_channels == len(recipes.COUNTED)
+    rngs = [random.Random(i) for i in range(300)]
+    counts = torch.tensor([recipes.counted(rng, 16, crowded=i % 2)[1] for i, rng in enumerate(rngs)])
+    assert (counts[::2, :2].sum(1) <= 1).all() and counts[::2, 2].unique().tolist() == [1, 2]
+    assert counts[1::2].amax(0).min() >= 2 and counts[1::2, 2].min() == 0
+
+
 def test_the_perceptual_net_learns_to_name_what_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "DRAWINGS", 64)
     recipes.run("perceptual", out=tmp_path, steps=2, size=32, device="cpu")
@@ -127,7 +137,7 @@ def test_drawings_are_those_that_are_rendered_all_at_once():
 
 @pytest.mark.quick
 @pytest.mark.parametrize("options, sentence", [
-    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, clip, perceptual, vae, unet, pixels, "
+    ({"name": "gan"}, "unknown recipe 'gan'; there are: reader, counter, clip, perceptual, vae, unet, pixels, "
      "pixels-class, classifier"),
     ({"name": "vae", "size": 30}, "multiple of 16"),
     ({"name": "vae", "steps": 0}, "at least 1 step"),

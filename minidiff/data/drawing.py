@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -84,6 +85,49 @@ def paint(scene: NamedTuple, size: int, u: Jitter) -> tuple[Image.Image, dict[st
     return image.resize((size, size), Image.Resampling.BOX), masks
 
 
+def crowd(size: int, rng: random.Random) -> tuple[Image.Image, dict[str, int]]:
+    """A picture as no caption asks for: none to three suns, moons and objects each, anywhere, and how many of each.
+
+    A net that counts learns from it. No sun or moon is hidden, and no object hides another's middle.
+
+    >>> picture, counts = crowd(32, random.Random(1)); picture.size, counts
+    ((32, 32), {'sun': 0, 'moon': 1, 'object': 2})
+    """
+    from PIL import Image
+
+    u, n, time = rng.uniform, SAMPLES * size, rng.choice(list(SKIES))
+    horizon, light = u(0.62, 0.72), tuple(value / 255 for value in shade((255, 255, 255), LIGHT[time]))
+    empty = gradient(time, n, horizon, u)
+    image = empty.copy()
+    canvas = Canvas(n, image)
+    sky(canvas, rng.choice(("stars", "clouds", "clear")), time, [], u)
+    xs = apart([u(0.12, 0.88) for _ in range(rng.randrange(4))], 0.22)
+    counts = {"sun": 0, "moon": 0, "object": len(xs)}
+    for x in apart([*xs, *(u(0.06, 0.94) for _ in range(rng.randrange(7)))], 0.19)[len(xs):]:
+        kind, y = rng.choice(("sun", "moon")), u(0.08, 0.25)
+        sun(canvas, x, y, u) if kind == "sun" else moon(canvas, x, y, u, empty)
+        counts[kind] += 1
+    ground(canvas, rng.choice(list(GROUNDS)), horizon, light, u)
+    for x in xs:
+        tint = tuple(u(0.94, 1.06) * (1 + (value - 1) * 0.18) for value in light)
+        scale = rng.choice(list(HEIGHTS))
+        OBJECTS[rng.choice(list(OBJECTS))](canvas, x, horizon + u(0.1, 0.2), HEIGHTS[scale] * u(0.92, 1.08),
+                                           shade(RGB[rng.choice(list(RGB))], tint))
+    return image.resize((size, size), Image.Resampling.BOX), counts
+
+
+def apart(xs: list[float], least: float) -> list[float]:
+    """Those numbers that are at least so far from all that stand before them and are kept.
+
+    >>> apart([0.1, 0.2, 0.5, 0.45], 0.2)
+    [0.1, 0.5]
+    """
+    kept: list[float] = []
+    for x in xs:
+        kept += [x] if all(abs(x - other) >= least for other in kept) else []
+    return kept
+
+
 def shade(color: Color, factor: float | Color) -> tuple[int, int, int]:
     """A colour times a brightness, or times the colour of the light.
 
@@ -109,14 +153,9 @@ def sky(c: Canvas, kind: str, time: str, middles: list[float], u: Jitter) -> Non
     free = [x for x in (0.12, 0.31, 0.5, 0.69, 0.88) if all(abs(x - middle) > 0.19 for middle in middles)]
     spot = free[int(u(0, len(free) - 1e-9))] + u(-0.05, 0.05)
     if kind == "sun":
-        x, y, r = spot, u(0.1, 0.19), u(0.085, 0.105)
-        c.oval(x, y, 1.35 * r, 1.35 * r, (255, 214, 110))
-        c.oval(x, y, r, r, (255, 240, 90))
+        sun(c, spot, u(0.1, 0.19), u)
     elif kind == "moon":
-        x, y, r = spot, u(0.11, 0.19), u(0.09, 0.11)
-        behind = c.image.getpixel((min(c.n - 1, int(x * c.n)), int(y * c.n)))
-        c.oval(x, y, r, r, (246, 246, 236))
-        c.oval(x + 0.5 * r, y - 0.2 * r, 0.85 * r, 0.85 * r, behind)
+        moon(c, spot, u(0.11, 0.19), u, c.image)
     elif kind == "stars":
         for i in range(9):
             x, y = (i % 5 + 0.5) / 5 + u(-0.07, 0.07) + 0.1 * (i // 5), 0.08 + 0.17 * (i // 5) + u(-0.04, 0.04)
@@ -129,6 +168,21 @@ def sky(c: Canvas, kind: str, time: str, middles: list[float], u: Jitter) -> Non
             x, y, r = (i + 0.5) / 3 + u(-0.08, 0.08), 0.12 + 0.07 * (i % 2) + u(-0.03, 0.03), u(0.05, 0.065)
             for dx, dy, k in ((-1.3, 0.2, 0.8), (0, -0.3, 1.15), (1.3, 0.2, 0.8), (0, 0.35, 1.0)):
                 c.oval(x + dx * r, y + dy * r, 1.2 * k * r, 0.8 * k * r, white)
+
+
+def sun(c: Canvas, x: float, y: float, u: Jitter) -> None:
+    """A disc with a halo around (x, y)."""
+    r = u(0.085, 0.105)
+    c.oval(x, y, 1.35 * r, 1.35 * r, (255, 214, 110))
+    c.oval(x, y, r, r, (255, 240, 90))
+
+
+def moon(c: Canvas, x: float, y: float, u: Jitter, empty: Image.Image) -> None:
+    """A crescent around (x, y): a disc, and on it another one in the colour of the `empty` sky."""
+    r = u(0.09, 0.11)
+    behind = empty.getpixel((min(c.n - 1, int(x * c.n)), int(y * c.n)))
+    c.oval(x, y, r, r, (246, 246, 236))
+    c.oval(x + 0.5 * r, y - 0.2 * r, 0.85 * r, 0.85 * r, behind)
 
 
 def ground(c: Canvas, kind: str, horizon: float, light: Color, u: Jitter) -> None:

@@ -13,11 +13,13 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.data import files, scenes
+from minidiff.data.drawing import crowd
 from minidiff.device import default_device
 from minidiff.grid import preset
 from minidiff.io.weights import weights_dir
@@ -75,6 +77,44 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
                                             ignore_index=-1) for name in logits)}
 
     train("reader", net, loss, run, batch=128, lr=1e-3).save_pretrained(run.out, dtype=torch.float16)
+
+
+def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
+    """Net that counts the suns, moons and objects of a drawing; the evaluation finds those that nobody asked for."""
+    if data:
+        raise ValueError("this recipe counts in scenes; it cannot be trained on a folder (--data)")
+    config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(COUNTED))
+    net = start(Patches, config, run, init, "out_channels")
+
+    def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(DRAWINGS, 64, step, run.seed)[share]
+        pictures, counts = zip(*[counted(random.Random(f"{run.seed + 3_000_000} {row}"), size, crowded=row % 2)
+                                 for row in rows.tolist()])
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        image = to_unit(torch.stack(pictures))
+        blurred = F.interpolate(F.avg_pool2d(image, 2), scale_factor=2.0, mode="bilinear")  # as a VAE may leave it
+        image = torch.lerp(image, blurred, torch.rand(len(rows), 1, 1, 1, generator=g))
+        image = image + 0.15 * torch.rand(len(rows), 1, 1, 1, generator=g) * torch.randn(image.shape, generator=g)
+        count, truth = net(image.to(device))[0].float().sum((2, 3)), torch.tensor(counts, device=device)
+        return {"loss": F.mse_loss(count, truth.float()), "right": (count.round() == truth).all(1).float().mean()}
+
+    train("counter", net, loss, run, batch=64, lr=2e-3).save_pretrained(run.out, dtype=torch.float16)
+
+
+def counted(rng: random.Random, size: int, *, crowded: bool) -> tuple[Tensor, list[int]]:
+    """A drawing (3,size,size) uint8, of a scene with any pair or a crowd, and how many of COUNTED are in it.
+
+    >>> picture, counts = counted(random.Random(1), 16, crowded=False); picture.shape, counts
+    (torch.Size([3, 16, 16]), [0, 0, 1])
+    """
+    if crowded:
+        picture, found = crowd(size, rng)
+        counts = [found[name] for name in COUNTED]
+    else:
+        scene = scenes.sample(rng, held_out=None, second=0.3)
+        picture, _ = scenes.draw(scene, size, rng)
+        counts = [int(scene.sky == "sun"), int(scene.sky == "moon"), 1 + bool(scene.second)]
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), counts
 
 
 def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
@@ -244,11 +284,13 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
                                                                                                 dtype=torch.float16)
 
 
-RECIPES: dict[str, Callable] = {"reader": reader, "clip": clip, "perceptual": perceptual, "vae": vae, "unet": unet,
-                                "pixels": pixels, "pixels-class": pixels_class, "classifier": classifier}
-STEPS = {"reader": 4_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000, "pixels": 3_500,
-         "pixels-class": 3_500, "classifier": 2_500}  # those of the weights that ship
+RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": clip, "perceptual": perceptual,
+                                "vae": vae, "unet": unet, "pixels": pixels, "pixels-class": pixels_class,
+                                "classifier": classifier}
+STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
+         "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500}  # those of the weights that ship
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
+COUNTED = ("sun", "moon", "object")
 OBJECTS = scenes.ATTRIBUTES["object"]
 NAMES = [name for key in ("time", "sky", "ground", "object", "color") for name in scenes.ATTRIBUTES[key]]
 WAY_DOWN = dict(in_channels=3, block_out_channels=(32, 64, 96), layers_per_block=1, heads=4, cross_attention_dim=None,
@@ -265,7 +307,7 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         name: a key of RECIPES.
         out: the model's folder, by default runs/mini-sd for clip, vae and unet, runs/NAME for the others.
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
-        size: side of the pictures in pixels, by default 64 (reader 32; pixels, pixels-class, classifier 16).
+        size: side of the pictures in pixels, by default 64 (perceptual 128, reader 32, those of pixels 16).
         data: a folder with metadata.jsonl instead of scenes.
         init: a folder with weights of the same part to start from.
 
