@@ -175,4 +175,4 @@ def test_drawing_in_several_processes_ends_where_torch_has_worked_with_several_t
 def test_drawing_in_several_processes_gives_the_same_pictures():
     many, _ = pictures.draw(1500, 16, seed=3)
     one, _ = scenes.render(1500, 16, seed=3)
-    assert torch.equal(many, one)
+    assert torch.equal(many[torch.arange(1500)], one)

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,7 +48,56 @@ def sheet(images: Tensor, columns: int):
     return scenes.contact_sheet([Image.fromarray(picture.numpy()) for picture in pixels], columns, scale=4)
 
 
-def draw(n: int, size: int, **options) -> tuple[Tensor, list[scenes.Scene]]:
+class Pictures:
+    """Pictures of one size, held as PNG: 120,000 drawings of 128×128 pixels are 0.5 GB so, not 5.9.
+
+    Args:
+        files: one PNG after the other, (bytes,) uint8. ends: where each one ends, (n,) int64.
+
+    >>> pictures = Pictures.of(iter(torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)))
+    >>> len(pictures), pictures[torch.tensor([1])].shape, pictures[torch.tensor([1, 0])][1, 0, 0].tolist()
+    (2, torch.Size([1, 3, 4, 4]), [0, 1, 2, 3])
+    """
+
+    def __init__(self, files: Tensor, ends: Tensor):
+        self.files, self.ends = files, ends
+
+    @classmethod
+    def of(cls, pictures: Iterable[Tensor]) -> Pictures:
+        """Those of (3,H,W) uint8 tensors."""
+        return cls.joined(map(png, pictures))
+
+    @classmethod
+    def joined(cls, files: Iterable[bytes]) -> Pictures:
+        """Those of PNG files."""
+        files = list(files)
+        ends = torch.tensor([len(file) for file in files]).cumsum(0)
+        return cls(torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(len(rows),3,H,W) uint8."""
+        from PIL import Image
+
+        opened = []
+        for row in rows.tolist():
+            file = self.files[self.ends[row - 1] if row else 0:self.ends[row]].numpy()
+            opened.append(torch.from_numpy(np.array(Image.open(io.BytesIO(file), formats=["PNG"]))))
+        return torch.stack(opened).permute(0, 3, 1, 2).contiguous()
+
+
+def png(picture: Tensor) -> bytes:
+    """A picture (3,H,W) uint8 as a PNG file, packed quickly rather than well."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def draw(n: int, size: int, **options) -> tuple[Pictures, list[scenes.Scene]]:
     """scenes.render in several processes, with a progress bar: the same pictures as in one."""
     from tqdm import tqdm
 
@@ -57,11 +108,13 @@ def draw(n: int, size: int, **options) -> tuple[Tensor, list[scenes.Scene]]:
     with ProcessPoolExecutor(min(os.cpu_count() or 1, len(counts)), initializer=torch.set_num_threads,
                              initargs=(1,)) as pool:
         parts = list(tqdm(pool.map(partial(_draw_chunk, work), counts, firsts), "drawing", len(counts), unit="k"))
-    return torch.cat([pictures for pictures, _ in parts]), [scene for _, drawn in parts for scene in drawn]
+    return Pictures.joined(file for files, _ in parts for file in files), [scene for _, drawn in parts
+                                                                          for scene in drawn]
 
 
-def _draw_chunk(work: Callable, n: int, first: int):
-    return work(n, first=first)
+def _draw_chunk(work: Callable, n: int, first: int) -> tuple[list[bytes], list[scenes.Scene]]:
+    pictures, drawn = work(n, first=first)
+    return list(map(png, pictures)), drawn
 
 
 class Drawings:
@@ -128,27 +181,27 @@ def made_of(run: Run, size: int, data: Path | None, init: Path | None, parts: tu
     return made | {f"another {part.replace('_', ' ')}": digest(run.out / part) for part in parts}
 
 
-def dataset(run: Run, size: int, data: Path | None) -> tuple[Tensor, list[list[str]]]:
-    """Pictures (n,3,size,size) uint8 and the captions of each, drawn (or read from `data`) once and cached.
+def dataset(run: Run, size: int, data: Path | None) -> tuple[Pictures, list[list[str]]]:
+    """Pictures and the captions of each, drawn (or read from `data`) once and cached.
 
     The cache, one file in out/train, is made anew as soon as its `sources` are others.
     """
     cache = run.out / "train" / f"pictures-{cache_name(size, data)}.safetensors"
     source = bytearray.fromhex(run.made.get(SOURCES) or sources(size, data, run.seed))
     state = load_state(cache) if cache.is_file() else {}
-    if "sources" not in state or state["sources"].tolist() != list(source):
+    if "ends" not in state or state["sources"].tolist() != list(source):
         if data:
-            pictures, captions = files.load_folder(data, size)
-            captions = [[caption] for caption in captions]
+            rows = [(png(picture), [text]) for picture, text in files.stream_folder(data, size)]
+            pictures, captions = Pictures.joined(file for file, _ in rows), [texts for _, texts in rows]
         else:
             pictures, drawn = draw(DRAWINGS, size, seed=run.seed)
             captions = captioned(drawn, run.seed)
         text = bytearray(json.dumps(captions).encode())
         state = {name: torch.frombuffer(part, dtype=torch.uint8) for name, part in (("captions", text),
                                                                                    ("sources", source))}
-        save_state({"pictures": pictures, **state}, cache)
+        save_state({"pictures": pictures.files, "ends": pictures.ends, **state}, cache)
         state = load_state(cache)
-    return state["pictures"], json.loads(state["captions"].numpy().tobytes())
+    return Pictures(state["pictures"], state["ends"]), json.loads(state["captions"].numpy().tobytes())
 
 
 def tokenize_all(tokenizer, captions: list[list[str]]) -> Tensor:
@@ -174,8 +227,8 @@ def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Ten
         net = VAE.from_pretrained(run.out / "vae", device=device)
         means, stds = [], []
         with torch.inference_mode():
-            for part in tqdm(pictures.split(256), "latents", unit="batch"):
-                mean, logvar = net.moments(to_unit(part).to(device))
+            for rows in tqdm(torch.arange(len(pictures)).split(256), "latents", unit="batch"):
+                mean, logvar = net.moments(to_unit(pictures[rows]).to(device))
                 means.append((net.config.scaling_factor * mean).half().cpu())
                 stds.append((net.config.scaling_factor * (0.5 * logvar).exp()).half().cpu())
         save_state({"mean": torch.cat(means), "std": torch.cat(stds),

@@ -172,7 +172,7 @@ def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Pat
 def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
     """KL-VAE on crops; f = 4, above 64 pixels f = 8, with a perceptual loss and, towards the end, a discriminator."""
     large = size > 64
-    pictures = dataset(run, size, data)[0] if data or not large else Drawings(DRAWINGS, size, seed=run.seed)
+    pictures, _ = dataset(run, size, data)
     shape = dict(block_out_channels=(16, 32, 64, 128), norm_num_groups=8) if large else \
         dict(block_out_channels=(32, 64, 96), norm_num_groups=16)
     config = VAEConfig(sample_size=size, layers_per_block=1, latent_channels=4, **shape)
