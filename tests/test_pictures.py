@@ -11,6 +11,7 @@ from torch import nn
 from minidiff.data import drawing, scenes
 from minidiff.text import load_tokenizer, train_tokenizer
 from minidiff.train import pictures, recipes
+from minidiff.train.recipes import mini_sd
 from minidiff.train.trainer import Run, batch_indices, train
 from tests import tiny
 
@@ -215,7 +216,7 @@ def test_clip_learns_the_vocabulary_of_its_own_captions(tmp_path, cats, monkeypa
     def begin(name, net, loss, run, **_):
         raise Begun(run.made["another vocabulary"])
 
-    monkeypatch.setattr(recipes, "train", begin)
+    monkeypatch.setattr(mini_sd, "train", begin)
     monkeypatch.setattr(recipes, "check", lambda *_: None)
     dogs = folder_of(tmp_path / "dogs/train", "blue", "an unusual {} dog")
     made, words = [], []
@@ -230,7 +231,7 @@ def test_clip_learns_the_vocabulary_of_its_own_captions(tmp_path, cats, monkeypa
 
 def test_weights_to_start_from_must_fit(tmp_path, cats, monkeypatch):
     monkeypatch.setattr(recipes, "check", lambda *_: None)
-    monkeypatch.setattr(recipes, "train", lambda name, net, *_, **__: net)
+    monkeypatch.setattr(mini_sd, "train", lambda name, net, *_, **__: net)
     pipe = tiny.pipeline(tmp_path / "words")
     pipe.unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match="unet are made for in_channels 4, this run needs 3"):

@@ -17,6 +17,7 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
+from minidiff.train.recipes import judges, mini_sd, on_pixels
 from minidiff.train.trainer import Run, digest
 
 
@@ -73,7 +74,7 @@ def test_the_pixel_model_needs_no_other_part(folder, tmp_path):
 
 
 def test_the_recipes_with_classes_learn_the_object(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "DRAWINGS", 100)
+    monkeypatch.setattr(on_pixels, "DRAWINGS", 100)
     recipes.run("pixels-class", out=tmp_path / "net", steps=1, device="cpu")
     net = UNet.from_pretrained(tmp_path / "net")
     assert net(torch.zeros(2, 3, 16, 16), 500, vec=torch.tensor([0, 6])).shape == (2, 3, 16, 16)
@@ -114,17 +115,17 @@ def test_a_large_vae_compresses_by_eight_with_a_critic_and_a_perceptual_loss(fol
 
 def test_the_counter_learns_from_scenes_and_crowds(tmp_path):
     recipes.run("counter", out=tmp_path, steps=2, size=16, device="cpu")
-    assert Patches.from_pretrained(tmp_path).config.out_channels == len(recipes.COUNTED)
+    assert Patches.from_pretrained(tmp_path).config.out_channels == len(judges.COUNTED)
     rngs = [random.Random(i) for i in range(300)]
-    counts = torch.tensor([recipes.counted(rng, 16, crowded=i % 2)[1] for i, rng in enumerate(rngs)])
+    counts = torch.tensor([judges.counted(rng, 16, crowded=i % 2)[1] for i, rng in enumerate(rngs)])
     assert (counts[::2, :2].sum(1) <= 1).all() and counts[::2, 2].unique().tolist() == [1, 2]
     assert counts[1::2].amax(0).min() >= 2 and counts[1::2, 2].min() == 0
 
 
 def test_the_perceptual_net_learns_to_name_what_is_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "DRAWINGS", 64)
+    monkeypatch.setattr(mini_sd, "DRAWINGS", 64)
     recipes.run("perceptual", out=tmp_path, steps=2, size=32, device="cpu")
-    assert Patches.from_pretrained(tmp_path)(torch.zeros(1, 3, 32, 32))[0].shape == (1, len(recipes.NAMES), 2, 2)
+    assert Patches.from_pretrained(tmp_path)(torch.zeros(1, 3, 32, 32))[0].shape == (1, len(mini_sd.NAMES), 2, 2)
 
 
 def test_drawings_are_those_that_are_rendered_all_at_once():
@@ -154,7 +155,7 @@ def test_bad_options_are_one_clear_sentence(options, sentence, tmp_path):
 @pytest.mark.quick
 def test_slots_say_what_stands_where():
     scene = scenes.Scene("night", "sun", "sea", "boat", "pink", "large", "left", ("red", "house", "small"))
-    row = recipes.slots(scene)
+    row = judges.slots(scene)
     names = {name: scenes.ATTRIBUTES[name] for name in (*SCENE, *THING)}
     assert [names[name][row[name]] for name in SCENE] == ["night", "sun", "sea"]
     assert row["object"] == [names["object"].index("boat"), 6, names["object"].index("house")]

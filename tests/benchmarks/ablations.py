@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from minidiff.measure.evaluate import evaluate  # noqa: E402
 from minidiff.train import losses, recipes  # noqa: E402
+from minidiff.train.recipes import mini_sd  # noqa: E402
 
 eps_loss = losses.diffusion
 
@@ -33,7 +34,7 @@ def min_snr_loss(net, kind, schedule, x0, t, eps, **cond):
 VARIANTS = {
     "as shipped": [],
     "v-prediction": [patch.object(losses, "diffusion", v_loss),
-                     patch.dict(recipes.SCHEDULER, prediction_type="v_prediction")],
+                     patch.dict(mini_sd.SCHEDULER, prediction_type="v_prediction")],
     "min-SNR weights, 5": [patch.object(losses, "diffusion", min_snr_loss)],
 }
 KEPT = {"all seven right": "picture_accuracy", "never-seen pairs": "unseen_pair_accuracy",

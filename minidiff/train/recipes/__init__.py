@@ -1,0 +1,57 @@
+"""The recipes of the weights that ship, `python -m minidiff train NAME`."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from minidiff.io.weights import weights_dir
+from minidiff.train.pictures import made_of
+from minidiff.train.recipes.judges import counter, reader
+from minidiff.train.recipes.mini_sd import clip, perceptual, unet, vae
+from minidiff.train.recipes.on_pixels import classifier, pixels, pixels_class
+from minidiff.train.trainer import Run, check, digest
+from minidiff.values import whole
+
+RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": clip, "perceptual": perceptual,
+                                "vae": vae, "unet": unet, "pixels": pixels, "pixels-class": pixels_class,
+                                "classifier": classifier}
+STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
+         "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500}  # those of the weights that ship
+ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
+
+
+def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
+        size: int | None = None, device: str | None = None, threads: int | None = None, data: str | Path | None = None,
+        init: str | Path | None = None, resume: bool = False, seed: int = 0) -> Path:
+    """Train one recipe. Returns the folder it wrote to.
+
+    Args:
+        name: a key of RECIPES.
+        out: the model's folder, by default runs/mini-sd for clip, vae and unet, runs/NAME for the others.
+        steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
+        size: side of the pictures in pixels, by default 64 (perceptual 128, reader 32, those of pixels 16).
+        data: a folder with metadata.jsonl instead of scenes.
+        init: a folder with weights of the same part to start from.
+
+    Raises:
+        ValueError: unknown recipe, options that do not fit it, or a run to resume that was made with others.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
+    size = inspect.signature(RECIPES[name]).parameters["size"].default if size is None else size
+    text = f"size is {size}; it must be a positive multiple of 16 pixels"
+    size = whole("size", size, 16, 2**14, text)
+    if size % 16:
+        raise ValueError(text)
+    data, init = (Path(folder) if folder else None for folder in (data, init))
+    out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
+    settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
+    parts = ("vae", "text_encoder", "tokenizer") if name == "unet" else ()
+    eye = {"another perceptual net": digest(weights_dir() / "perceptual")} if name == "vae" and size > 64 else {}
+    settings = replace(settings, made=made_of(settings, size, data, init, parts) | eye)
+    check(name, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    RECIPES[name](settings, size=size, data=data, init=init)
+    return out

@@ -1,0 +1,176 @@
+"""A Stable Diffusion in miniature: clip and vae learn from drawings, unet from cached latents.
+
+Each writes its part of one folder in diffusers' layout; perceptual is a net of its own, which the VAE learns with.
+"""
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minidiff.data import scenes
+from minidiff.device import default_device
+from minidiff.io.weights import weights_dir
+from minidiff.nets.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig, CLIPVisionConfig
+from minidiff.nets.patches import Patches, PatchesConfig
+from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.nets.vae import VAE, VAEConfig
+from minidiff.schedule import SD
+from minidiff.sd.pipeline import StableDiffusion
+from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
+from minidiff.train import losses
+from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, latents, sheet, to_unit, tokenize_all
+from minidiff.train.recipes.begin import seeded, start
+from minidiff.train.trainer import Run, batch_indices, digest, generator, train
+
+SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
+             "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon", "timestep_spacing": "leading",
+             "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}  # as Stable Diffusion 1.x, with DDIM
+NAMES = [name for key in ("time", "sky", "ground", "object", "color") for name in scenes.ATTRIBUTES[key]]
+PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0)) for i in range(16)]
+
+
+def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
+    """Tokenizer and CLIP: a text and an image encoder trained contrastively on captioned pictures."""
+    pictures, captions = dataset(run, size, data)
+    if not (run.resume or init) or not (run.out / "tokenizer" / "vocab.json").is_file():
+        train_tokenizer((caption for row in captions[:20_000] for caption in row), run.out / "tokenizer")
+    tokenizer = load_tokenizer(run.out / "tokenizer")
+    ids = tokenize_all(tokenizer, captions)
+    vocabulary = tokenizer.get_vocab_size()
+    shape = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128)
+    text = CLIPTextConfig(vocab_size=vocabulary, eos_token_id=vocabulary - 1, **shape)
+    vision = CLIPVisionConfig(image_size=size, patch_size=size // 4, **shape)
+    net = start(CLIP, CLIPConfig(text, vision), run, init, "text_config.vocab_size", "vision_config.image_size")
+    run = replace(run, made={**run.made, "another vocabulary": digest(run.out / "tokenizer")})
+
+    def loss(net: CLIP, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(pictures), 256, step, run.seed)[share]
+        wording = torch.randint(ids.shape[1], rows.shape, generator=generator(run.seed, step, share.start))
+        chosen = ids[rows, wording]
+        longest = int(chosen.argmax(1).max()) + 1  # the mask is causal: what follows the end token changes nothing
+        device = next(net.parameters()).device
+        caption, image = net(chosen[:, :longest].long().to(device), to_unit(pictures[rows]).to(device))
+        hits = (image @ caption.T).argmax(1) == torch.arange(len(rows), device=device)
+        return {"loss": losses.contrastive(image, caption, net.logit_scale), "top1": hits.float().mean(),
+                "scale": net.logit_scale.exp()}
+
+    average = train("clip", net, loss, run, batch=256, lr=1e-3, weight_decay=0.1)
+    average.save_pretrained(run.out / "train" / "clip" / "model")
+    average.text_encoder().save_pretrained(run.out / "text_encoder", dtype=torch.float16)
+
+
+def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Path | None = None) -> None:
+    """Net that names what crops of drawings show; the VAE compares its maps of two pictures (perceptual loss)."""
+    if data:
+        raise ValueError("this recipe learns the attributes of scenes; it cannot be trained on a folder (--data)")
+    drawings = Drawings(DRAWINGS, size, seed=run.seed)
+    config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(NAMES))
+    net = start(Patches, config, run, init, "out_channels")
+
+    def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(drawings), 16, step, run.seed)[share]
+        pictures, drawn = drawings.shown(rows)
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        image = to_unit(crops(pictures.repeat(4, 1, 1, 1), size // 2, g)).to(device)
+        truth = torch.tensor([[name in (*scene, *(scene.second or ())) for name in NAMES] for scene in drawn])
+        truth = truth.repeat(4, 1).to(device)
+        logits = net(image)[0].float().mean((2, 3))
+        return {"loss": F.binary_cross_entropy_with_logits(logits, truth.float()),
+                "right": ((logits > 0) == truth).float().mean()}
+
+    train("perceptual", net, loss, run, batch=16, lr=2e-3).save_pretrained(run.out, dtype=torch.float16)
+
+
+def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
+    """KL-VAE on crops; f = 4, above 64 pixels f = 8, with a perceptual loss and, towards the end, a discriminator."""
+    large = size > 64
+    pictures, _ = dataset(run, size, data)
+    shape = dict(block_out_channels=(16, 32, 64, 128), norm_num_groups=8) if large else \
+        dict(block_out_channels=(32, 64, 96), norm_num_groups=16)
+    config = VAEConfig(sample_size=size, layers_per_block=1, latent_channels=4, **shape)
+    net = start(VAE, config, run, init)
+    net.config = replace(net.config, scaling_factor=1.0)
+    nets = nn.ModuleDict({"vae": net})
+    if large:
+        nets["critic"] = seeded(lambda: Patches(PatchesConfig()), run.seed)
+        eye = Patches.from_pretrained(weights_dir() / "perceptual").to(run.device or default_device())
+    batch, side = (8, 64) if large else (32, 32)
+
+    def loss(nets: nn.ModuleDict, step: int, share: slice) -> dict[str, Tensor]:
+        net, rows = nets["vae"], batch_indices(len(pictures), batch, step, run.seed)[share]
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        image = to_unit(crops(pictures[rows], min(size, side), g)).to(device)
+        mean, logvar = (m.float() for m in net.moments(image))
+        decoded = net.decode(mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=g).to(device)).float()
+        total = losses.vae(image, decoded, mean, logvar)
+        values = {"psnr": 10 * torch.log10(4 / (decoded - image).detach().square().mean())}
+        if large:
+            critic = nets["critic"].requires_grad_(False)  # it judges here, and learns below
+            values["perceptual"] = losses.perceptual(eye(image)[1], eye(decoded)[1])
+            total = total + 0.25 * values["perceptual"]
+            if step >= 0.6 * run.steps:
+                fooled = -critic(decoded)[0].mean()
+                total = total + 0.5 * losses.adaptive_weight(total, fooled, net.decoder.conv_out.weight) * fooled
+            values["critic"] = losses.hinge(*(critic.requires_grad_(True)(x)[0] for x in (image, decoded.detach())))
+            total = total + values["critic"]
+        return {"loss": total, **values}
+
+    def sample(nets: nn.ModuleDict):
+        net = nets["vae"]
+        image = to_unit(pictures[torch.arange(16)]).to(next(net.parameters()).device)
+        with torch.inference_mode():
+            return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
+
+    net = train("vae", nets, loss, run, batch=batch, lr=2e-3, sample=sample)["vae"]
+    with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
+        z = net.to("cpu").encode(to_unit(pictures[torch.arange(min(len(pictures), 1024))]))
+        net.config = replace(net.config, scaling_factor=round(1 / z.std().item(), 5))
+    net.save_pretrained(run.out / "vae", dtype=torch.float16)
+
+
+def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
+    """Cross-attention U-Net of 7 M parameters on cached latents, with the clip and vae found in --out."""
+    for part, recipe in (("text_encoder", "clip"), ("vae", "vae")):
+        if not (run.out / part / "config.json").is_file():
+            raise FileNotFoundError(f"{run.out} has no {part}; train it first: python -m minidiff train {recipe} "
+                                    f"--out {run.out}")
+    means, stds, ids = latents(run, size, data)
+    text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(False)
+    empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
+    config = UNetConfig(sample_size=means.shape[-1], in_channels=means.shape[1], out_channels=means.shape[1],
+                        block_out_channels=(64, 128, 160), layers_per_block=1, heads=4, cross_attention_dim=128,
+                        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+                        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
+    net = start(UNet, config, run, init, "in_channels", "out_channels", "cross_attention_dim")
+    text.to(run.device or default_device())
+
+    def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(means), 64, step, run.seed)[share]
+        g, device = generator(run.seed, step, share.start), next(net.parameters()).device
+        z0 = means[rows].float()
+        z0 = z0 + stds[rows].float() * torch.randn(z0.shape, generator=g)
+        chosen = ids[rows, torch.randint(ids.shape[1], rows.shape, generator=g)]
+        chosen[torch.rand(len(rows), generator=g) < 0.1] = empty.to(chosen)  # caption dropout, for guidance
+        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
+        with torch.no_grad():
+            context, _ = text(chosen.long().to(device))
+        each = losses.diffusion(net, "eps", SD, z0.to(device), t.to(device), eps.to(device), context=context)
+        return {"loss": each.mean()}
+
+    def sample(net: UNet):
+        save_pipeline(net, run.out)
+        drawn = StableDiffusion.from_pretrained(run.out, device=str(next(net.parameters()).device))
+        return sheet(drawn(PROMPTS, output="tensor") * 2 - 1, 8)
+
+    save_pipeline(train("unet", net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample), run.out)
+
+
+def save_pipeline(net: UNet, out: Path) -> None:
+    """Write the U-Net and all that makes the folder a model in diffusers' layout, in float16."""
+    text, vae = Text.from_pretrained(out), VAE.from_pretrained(out / "vae")
+    StableDiffusion(text, net, vae, SCHEDULER).save_pretrained(out, dtype=torch.float16)
