@@ -99,24 +99,6 @@ def clip(denoise: Callable, low: float = -1.0, high: float = 1.0) -> Callable:
     return clipped
 
 
-def threshold(denoise: Callable, quantile: float = 0.995, largest: float = 1.0) -> Callable:
-    """Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487, section 2.3): clamp x0 at s, divide by s.
-
-    s is that quantile of |x0|, clamped to [1, largest].
-
-    >>> wild = lambda x, level: Pred(torch.tensor([[4.0, -2.0]]), x)
-    >>> threshold(wild, quantile=1.0, largest=8.0)(torch.zeros(1, 2), Level(0.0, 0.6, 0.8)).x0
-    tensor([[ 1.0000, -0.5000]])
-    """
-    def thresholded(x: Tensor, level: Level) -> Pred:
-        x0 = denoise(x, level).x0
-        s = x0.abs().flatten(1).float().quantile(quantile, dim=1).clamp(1.0, largest).to(x0.dtype)
-        s = s.view(-1, *[1] * (x0.ndim - 1))
-        return _pair(x, x0.clamp(-s, s) / s, level)
-
-    return thresholded
-
-
 def classifier_guidance(denoise: Callable, log_prob: Callable[[Tensor, Level], Tensor], scale: float) -> Callable:
     """Classifier guidance (Dhariwal & Nichol 2021, arXiv 2105.05233, algorithm 2), as a statement about (x0, eps).
 

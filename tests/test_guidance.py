@@ -53,21 +53,13 @@ def test_full_rescale_has_the_standard_deviation_of_the_conditional_output():
     torch.testing.assert_close(half, (plain + out) / 2)
 
 
-@pytest.mark.parametrize("wrap", [guidance.clip, guidance.threshold])
-def test_clip_and_threshold_bound_x0_and_keep_the_state(wrap):
+def test_clip_bounds_x0_and_keeps_the_state():
     def wild(x, level):
         return Pred(5 * x, (x - level.alpha * 5 * x) / level.sigma)
 
-    x0, eps = wrap(wild)(X, LEVEL)
+    x0, eps = guidance.clip(wild)(X, LEVEL)
     assert x0.abs().max() <= 1 and (x0 != 5 * X).any()
     torch.testing.assert_close(LEVEL.alpha * x0 + LEVEL.sigma * eps, X)
-
-
-def test_threshold_divides_by_the_quantile_of_each_picture():
-    x0 = torch.stack([torch.linspace(0, 4, 101), torch.linspace(0, 0.5, 101)]).double()
-    found = guidance.threshold(lambda x, level: Pred(x0, x), quantile=0.5, largest=10.0)(x0, LEVEL).x0
-    torch.testing.assert_close(found[0], (x0[0] / 2).clamp(max=1))
-    torch.testing.assert_close(found[1], x0[1])  # never below 1: a small picture stays as it is
 
 
 @pytest.mark.parametrize("level", [LEVEL, Level(200.0, 0.96, 0.28), Level(0.0, 1.0, 0.5)])

@@ -122,7 +122,7 @@ def _widget(drawing: Drawing, alt: str):
     seed, steps = w.IntText(0, description="seed", style=style), w.IntSlider(
         len(drawing.steps) - 1, 1, 50, description="steps", style=style, continuous_update=False)
     scale = w.FloatSlider(7.5, min=1, max=15, step=0.5, description="guidance", style=style, continuous_update=False)
-    sampler = w.Dropdown(options=[name for name in SAMPLERS if name not in ("lcm", "consistency")],
+    sampler = w.Dropdown(options=[name for name in SAMPLERS if name != "lcm"],
                          description="sampler", style=style)
     draw, said = w.Button(description="draw", button_style="primary"), w.HTML()
     word = w.Dropdown(options=[NOBODY, *drawing.words], description="word", style=style)

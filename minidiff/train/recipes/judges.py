@@ -13,11 +13,7 @@ from minidiff.data import scenes
 from minidiff.data.drawing import crowd
 from minidiff.nets.patches import Patches, PatchesConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
-from minidiff.train.pictures import (
-    DRAWINGS,
-    draw,
-    to_unit,
-)
+from minidiff.train.pictures import DRAWINGS, draw, to_unit
 from minidiff.train.recipes.begin import start
 from minidiff.train.trainer import Run, batch_indices, generator, train
 

@@ -16,12 +16,7 @@ from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
 from minidiff.schedule import SD
 from minidiff.train import losses
-from minidiff.train.pictures import (
-    DRAWINGS,
-    draw,
-    sheet,
-    to_unit,
-)
+from minidiff.train.pictures import DRAWINGS, Pictures, draw, sheet, to_unit
 from minidiff.train.recipes.begin import start
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
@@ -32,13 +27,14 @@ WAY_DOWN = dict(in_channels=3, block_out_channels=(32, 64, 96), layers_per_block
 
 def pixels(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
     """U-Net of 2 M parameters on the pixels of small pictures, without prompt or VAE."""
-    pictures = files.load_folder(data, size)[0] if data else draw(DRAWINGS, size, seed=run.seed, second=0.0)[0]
-    pixel_unet("pixels", run, pictures, None, init)
+    pictures = Pictures.of(picture for picture, _ in files.stream_folder(data, size)) if data else \
+        draw(DRAWINGS, size, seed=run.seed, second=0.0)[0]
+    pixel_unet("pixels", run, size, pictures, None, init)
 
 
 def pixels_class(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
     """The pixel model's sibling that is told the object's class, or (in a tenth of the pictures) nothing."""
-    pixel_unet("pixels-class", run, *labelled(run, size, data), init)
+    pixel_unet("pixels-class", run, size, *labelled(run, size, data), init)
 
 
 def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
@@ -61,17 +57,17 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
                                                                                                 dtype=torch.float16)
 
 
-def labelled(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor]:
-    """Drawings (n,3,size,size) uint8 with one object each, and its index in OBJECTS (n,)."""
+def labelled(run: Run, size: int, data: Path | None) -> tuple[Pictures, Tensor]:
+    """Drawings with one object each, and its index in OBJECTS (n,)."""
     if data:
         raise ValueError("this recipe learns the objects of scenes; it cannot be trained on a folder (--data)")
     pictures, drawn = draw(DRAWINGS, size, seed=run.seed, second=0.0)
     return pictures, torch.tensor([OBJECTS.index(scene.object) for scene in drawn])
 
 
-def pixel_unet(name: str, run: Run, pictures: Tensor, labels: Tensor | None, init: Path | None) -> None:
-    """Train a U-Net of the pixels (n,3,s,s) uint8, with labels (n,) as its `vec`; class len(OBJECTS) means not told."""
-    size, nothing = pictures.shape[-1], len(OBJECTS)
+def pixel_unet(name: str, run: Run, size: int, pictures: Pictures, labels: Tensor | None, init: Path | None) -> None:
+    """Train a U-Net of the pixels, with labels (n,) as its `vec`; class len(OBJECTS) means not told."""
+    nothing = len(OBJECTS)
     config = UNetConfig(sample_size=size, out_channels=3, num_class_embeds=None if labels is None else nothing + 1,
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **WAY_DOWN)
     net = start(UNet, config, run, init, "in_channels", "out_channels", "num_class_embeds", "cross_attention_dim")
