@@ -7,7 +7,7 @@ from minidiff.data import scenes
 from minidiff.io.weights import weights_dir
 from minidiff.nets.patches import Patches, PatchesConfig
 from minidiff.train import losses
-from minidiff.train.pictures import to_unit
+from minidiff.train.pictures import from_bytes
 
 pytestmark = pytest.mark.quick
 
@@ -60,7 +60,7 @@ def test_the_adaptive_weight_makes_both_gradients_by_the_last_layer_equally_long
 def test_the_shipped_net_tells_a_shifted_picture_from_a_repainted_one():
     eye = Patches.from_pretrained(weights_dir() / "perceptual")
     scene = scenes.Scene("day", "sun", "grass", "house", "red", "large", "centre")
-    house, blue, tree = (to_unit(torch.tensor(np.array(scenes.draw(each, 128)[0])).permute(2, 0, 1)[None])
+    house, blue, tree = (from_bytes(torch.tensor(np.array(scenes.draw(each, 128)[0])).permute(2, 0, 1)[None])
                          for each in (scene, scene._replace(color="blue"), scene._replace(object="tree")))
     shifted = house.roll(1, 3)
     near, *far = (losses.perceptual(eye(house)[1], eye(other)[1]) for other in (shifted, blue, tree))

@@ -56,7 +56,7 @@ def learn(run: Run, *, size=16, data=None, init=None):
 
     def loss(net, step, share):
         rows = batch_indices(len(images), 2, step, run.seed)[share]
-        return {"loss": net(pictures.to_unit(images[rows]).flatten(1)).square().mean()}
+        return {"loss": net(pictures.from_bytes(images[rows]).flatten(1)).square().mean()}
 
     train("toy", net, loss, run, batch=2, lr=1e-3)
 

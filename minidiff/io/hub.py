@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from pathlib import Path
 
@@ -27,7 +26,6 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
 
     Raises:
         FileNotFoundError: nothing is there, or it cannot be fetched; the message says where was looked.
-        ImportError: download without huggingface_hub.
 
     >>> find("mini-sd").name
     'mini-sd'
@@ -39,41 +37,24 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".safetensors", ".ckpt"):
         raise FileNotFoundError(f"there is no model {source}; give a folder, a file, or {SHIPPED}, which ships here")
-    if download:
-        return _fetch(str(source), variant)
-    if snapshot := _cached(str(source)):
-        return snapshot
-    raise FileNotFoundError(f"there is no folder {source}, and no such repository in the cache {cache()}; "
-                            "download=True would fetch it from huggingface.co, in Python")
+    return _fetch(str(source), variant) if download else _cached(str(source))
 
 
-def cache() -> Path:
-    """The folder in which huggingface_hub keeps what it fetched.
+def _cached(name: str) -> Path:
+    """The snapshot of a repository that is there already: the one that its `main` names."""
+    from huggingface_hub import constants, snapshot_download
 
-    >>> cache().is_absolute()
-    True
-    """
-    if exact := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(exact).expanduser().absolute()
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return (Path(home) / "hub").expanduser().absolute()
-
-
-def _cached(name: str) -> Path | None:
-    """The snapshot that `refs/main` names, else the only one."""
-    folder = cache() / f"models--{name.replace('/', '--')}"
-    main = folder / "refs" / "main"
-    if main.is_file() and (found := folder / "snapshots" / main.read_text(encoding="ascii").strip()).is_dir():
-        return found
-    found = list((folder / "snapshots").glob("*"))
-    return found[0] if len(found) == 1 else None
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no folder {name}, and no such repository in the cache "
+                                f"{constants.HF_HUB_CACHE}; download=True would fetch it from huggingface.co, in "
+                                "Python") from error
 
 
 def _fetch(name: str, variant: str | None) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError("download=True needs the package huggingface_hub: pip install huggingface_hub") from error
+    from huggingface_hub import constants, snapshot_download
+
     tags, served = dict.fromkeys([f".{variant}" if variant else "", ""]), set()
     # a part without the variant is fetched without it, one without safetensors as .bin: so they are read
     for tag, ending in itertools.product(tags, ENDINGS):
@@ -83,7 +64,8 @@ def _fetch(name: str, variant: str | None) -> Path:
         try:
             folder = Path(snapshot_download(name, allow_patterns=WANTED + weights, ignore_patterns=other))
         except OSError as error:
-            raise FileNotFoundError(f"{name} cannot be fetched from huggingface.co, and is not in the cache {cache()}: "
+            raise FileNotFoundError(f"{name} cannot be fetched from huggingface.co, and is not in the cache "
+                                    f"{constants.HF_HUB_CACHE}: "
                                     f"{str(error).strip().splitlines()[0]}") from error
         weights = re.compile(rf"[^.]+{re.escape(tag)}(-[^.]*)?{re.escape(ending)}")
         served |= {path.parent.name for path in folder.glob("*/*") if weights.fullmatch(path.name)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minidiff.io import rename
 from minidiff.io.checkpoint import KINDS, kind
-from minidiff.io.weights import load_state, nonfinite, read_json, read_notes, save_state
+from minidiff.io.weights import first_ten, load_state, nonfinite, read_json, read_notes, save_state
 
 # the end of a key; before it stands the name of the layer, and in old files `_lora`
 PAIR = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.(lora_down|lora_A|down|lora_up|lora_B|up)"
@@ -156,14 +156,14 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
     whole = [key for key, tensor in state.items() if not tensor.is_floating_point() and not key.endswith(".alpha")]
     problems = {"unknown": odd, "for a layer that has one already": twice, "without its counterpart": halves,
                 "of the wrong shape": shapes, "not of real numbers": whole}
-    if found := "; ".join(f"{what}: {_some(names)}" for what, names in problems.items() if names):
+    if found := "; ".join(f"{what}: {first_ten(names)}" for what, names in problems.items() if names):
         raise ValueError(f"{path} does not fit this model, or is no plain LoRA (LoHa, LoKr and DoRA are not "
                          f"supported); {found}")
     if not lora:
         raise ValueError(f"{path} holds no LoRA: it is empty")
     if broken := [name for name, c in lora.items()
                   if nonfinite({"down": c.down, "up": c.up}) or not math.isfinite(c.factor)]:
-        raise ValueError(f"{path} holds NaN or infinite numbers in {_some(broken)}")
+        raise ValueError(f"{path} holds NaN or infinite numbers in {first_ten(broken)}")
     return lora
 
 
@@ -241,8 +241,3 @@ def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, 
         raise ValueError(f"the LoRA's settings for {part} are garbled: alpha_pattern {patterns!r}") from error
     alpha = next((a for a in (alphas.get(name), *own[:1], whole) if a is not None), rank)
     return alpha / (rank ** 0.5 if root else rank)
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -11,7 +11,7 @@ import pickle
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -210,7 +210,7 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
     problems = {"missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys(),
                 "of the wrong shape": shapes.values(),
                 "not of real numbers": [k for k in own.keys() & state.keys() if not state[k].is_floating_point()]}
-    found = "; ".join(f"{what}: {_first_ten(names)}" for what, names in problems.items() if names)
+    found = "; ".join(f"{what}: {first_ten(names)}" for what, names in problems.items() if names)
     if found:
         raise ValueError(f"{source} does not fit {type(module).__name__}; {found}")
     if sum(v.nbytes for v in state.values()) <= CHECKED and (broken := nonfinite(state)):
@@ -233,7 +233,7 @@ def nonfinite(state: State) -> str:
     >>> nonfinite({"a": torch.zeros(2), "b": torch.tensor([float("nan")])})
     'b'
     """
-    return _first_ten([name for name, tensor in state.items() if not _finite(tensor)])
+    return first_ten([name for name, tensor in state.items() if not _finite(tensor)])
 
 
 def save_state(state: State, path: str | Path, notes: dict[str, str] | None = None) -> None:
@@ -334,15 +334,15 @@ def _read(path: Path, headers: bool = False) -> State:
         content = {k: torch.tensor(v) if isinstance(v, (int, float)) and "." in str(k) else v
                    for k, v in content.items() if k not in TRAINER}
         if foreign := [str(k) for k, v in content.items() if isinstance(v, Stub)]:
-            raise ValueError(f"{path} is no plain file of tensors: {_first_ten(foreign)} would run code to load, which "
+            raise ValueError(f"{path} is no plain file of tensors: {first_ten(foreign)} would run code to load, which "
                              "minidiff never does")
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path} should hold a flat dictionary of tensors" + _odd(content))
     if odd := [repr(k) for k in content if not isinstance(k, str)]:
-        raise ValueError(f"{path} should hold tensors by their names; {_first_ten(odd)} is no name")
+        raise ValueError(f"{path} should hold tensors by their names; {first_ten(odd)} is no name")
     if odd := [k for k, v in content.items() if not (is_dense(v) or headers and v.is_meta)]:
         raise ValueError(f"{path} should hold plain tensors; sparse, nested or without their numbers: "
-                         f"{_first_ten(odd)}")
+                         f"{first_ten(odd)}")
     while prefix := next((p for p in WRAPPERS if content and all(k.startswith(p) for k in content)), None):
         content = {k.removeprefix(prefix): v for k, v in content.items()}
     return content
@@ -361,7 +361,7 @@ def _read_shards(index: Path, headers: bool) -> State:
     if not isinstance(where, dict) or not all(isinstance(v, str) and v for v in where.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to files")
     if bad := sorted({name for name in where.values() if name in (".", "..") or set(name) & set("/\\:")}):
-        raise ValueError(f"{index} points out of its folder: {_first_ten(bad)}")
+        raise ValueError(f"{index} points out of its folder: {first_ten(bad)}")
     # as in diffusers, all that is in the shards, wherever the index says that a tensor is
     return {key: tensor for name in sorted(set(where.values())) for key, tensor in
             _read(index.parent / name, headers).items()}
@@ -410,6 +410,11 @@ def _variant_hint(folder: Path, stems: tuple[str, str], variant: str | None) -> 
     return f"; variant={min(tags) or None!r} would take it, in Python" if tags else ""
 
 
-def _first_ten(names) -> str:
+def first_ten(names: Iterable[str]) -> str:
+    """Ten names in alphabetical order, and how many more there are.
+
+    >>> first_ten(map(str, range(100, 112)))
+    '100, 101, 102, 103, 104, 105, 106, 107, 108, 109 and 2 more'
+    """
     names = sorted(names)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minidiff.device import find_device
 from minidiff.io.checkpoint import FAMILIES
+from minidiff.measure.anatomy import anatomy
 from minidiff.nets.layers import sinusoid
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.sd.pipeline import StableDiffusion
@@ -180,15 +181,11 @@ def _pooled(config: UNetConfig) -> int:
 
 
 def _flops(config: UNetConfig, rows: int, side: int) -> int:
-    """Floating-point operations of a U-Net call, counted on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """Floating-point operations of a U-Net call."""
     with torch.device("meta"):
         net = UNet(config)
-    x, t, context, vec = _inputs(config, rows, side, "meta", torch.float32)
-    with FlopCounterMode(display=False) as counter:
-        net(x, t, context, vec=vec)
-    return counter.get_total_flops()
+    *inputs, vec = _inputs(config, rows, side, "meta", torch.float32)
+    return anatomy(net, *inputs, vec=vec).flops
 
 
 def _matmul(device: str, dtype: torch.dtype) -> float:

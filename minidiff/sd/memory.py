@@ -1,8 +1,7 @@
 """Whether a run fits into memory: an estimate before it starts, and what to switch on if it does not."""
 from __future__ import annotations
 
-from pathlib import Path
-
+import psutil
 import torch
 from torch import nn
 
@@ -60,9 +59,7 @@ def free(device: torch.device) -> int | None:
             torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    known = Path("/proc/meminfo")
-    lines = known.read_text(encoding="ascii").splitlines() if device.type == "cpu" and known.is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), None)
+    return psutil.virtual_memory().available if device.type == "cpu" else None
 
 
 def check(unet: nn.Module, vae: nn.Module, device: torch.device, *, rows: int, pictures: int, sides: tuple[int, int],

@@ -94,7 +94,6 @@ class StableDiffusion:
         Raises:
             FileNotFoundError: there is no such model, or a part of it is missing.
             ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
-            ImportError: download without huggingface_hub.
         """
         if prediction_type is not None and prediction_type not in [*KINDS]:
             raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(KINDS)}")

@@ -29,7 +29,7 @@ SAMPLE = 64         # of them, by which one sees whether they are drawn as befor
 SOURCES = "other pictures or captions"  # what `Run.made` calls their digest
 
 
-def to_unit(pictures: Tensor) -> Tensor:
+def from_bytes(pictures: Tensor) -> Tensor:
     """uint8 0…255 -> float32 in [−1, 1]."""
     return pictures.float() / 127.5 - 1.0
 
@@ -228,7 +228,7 @@ def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Ten
         means, stds = [], []
         with torch.inference_mode():
             for rows in tqdm(torch.arange(len(pictures)).split(256), "latents", unit="batch"):
-                mean, logvar = net.moments(to_unit(pictures[rows]).to(device))
+                mean, logvar = net.moments(from_bytes(pictures[rows]).to(device))
                 means.append((net.config.scaling_factor * mean).half().cpu())
                 stds.append((net.config.scaling_factor * (0.5 * logvar).exp()).half().cpu())
         save_state({"mean": torch.cat(means), "std": torch.cat(stds),

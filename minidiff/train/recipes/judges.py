@@ -13,7 +13,7 @@ from minidiff.data import scenes
 from minidiff.data.drawing import crowd
 from minidiff.nets.patches import Patches, PatchesConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
-from minidiff.train.pictures import DRAWINGS, draw, to_unit
+from minidiff.train.pictures import DRAWINGS, draw, from_bytes
 from minidiff.train.recipes.begin import start
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
@@ -32,7 +32,7 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
     def loss(net: Reader, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(n, 128, step, run.seed)[share]
         g = generator(run.seed, step, share.start)
-        image = to_unit(pictures[rows])
+        image = from_bytes(pictures[rows])
         image = image + 0.15 * torch.rand(len(rows), 1, 1, 1, generator=g) * torch.randn(image.shape, generator=g)
         device = next(net.parameters()).device
         reading = net(image.to(device))
@@ -71,7 +71,7 @@ def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | 
         pictures, counts = zip(*[counted(random.Random(f"{run.seed + 3_000_000} {row}"), size, crowded=row % 2)
                                  for row in rows.tolist()])
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
-        image = to_unit(torch.stack(pictures))
+        image = from_bytes(torch.stack(pictures))
         blurred = F.interpolate(F.avg_pool2d(image, 2), scale_factor=2.0, mode="bilinear")  # as a VAE may leave it
         image = torch.lerp(image, blurred, torch.rand(len(rows), 1, 1, 1, generator=g))
         image = image + 0.15 * torch.rand(len(rows), 1, 1, 1, generator=g) * torch.randn(image.shape, generator=g)

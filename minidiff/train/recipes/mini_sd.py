@@ -23,7 +23,7 @@ from minidiff.schedule import SD
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
 from minidiff.train import losses
-from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, latents, sheet, to_unit, tokenize_all
+from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, from_bytes, latents, sheet, tokenize_all
 from minidiff.train.recipes.begin import seeded, start
 from minidiff.train.trainer import Run, batch_indices, digest, generator, train
 
@@ -54,7 +54,7 @@ def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
         chosen = ids[rows, wording]
         longest = int(chosen.argmax(1).max()) + 1  # the mask is causal: what follows the end token changes nothing
         device = next(net.parameters()).device
-        caption, image = net(chosen[:, :longest].long().to(device), to_unit(pictures[rows]).to(device))
+        caption, image = net(chosen[:, :longest].long().to(device), from_bytes(pictures[rows]).to(device))
         hits = (image @ caption.T).argmax(1) == torch.arange(len(rows), device=device)
         return {"loss": losses.contrastive(image, caption, net.logit_scale), "top1": hits.float().mean(),
                 "scale": net.logit_scale.exp()}
@@ -76,7 +76,7 @@ def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Pat
         rows = batch_indices(len(drawings), 16, step, run.seed)[share]
         pictures, drawn = drawings.shown(rows)
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
-        image = to_unit(crops(pictures.repeat(4, 1, 1, 1), size // 2, g)).to(device)
+        image = from_bytes(crops(pictures.repeat(4, 1, 1, 1), size // 2, g)).to(device)
         truth = torch.tensor([[name in (*scene, *(scene.second or ())) for name in NAMES] for scene in drawn])
         truth = truth.repeat(4, 1).to(device)
         logits = net(image)[0].float().mean((2, 3))
@@ -104,7 +104,7 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
     def loss(nets: nn.ModuleDict, step: int, share: slice) -> dict[str, Tensor]:
         net, rows = nets["vae"], batch_indices(len(pictures), batch, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
-        image = to_unit(crops(pictures[rows], min(size, side), g)).to(device)
+        image = from_bytes(crops(pictures[rows], min(size, side), g)).to(device)
         mean, logvar = (m.float() for m in net.moments(image))
         decoded = net.decode(mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=g).to(device)).float()
         total = losses.vae(image, decoded, mean, logvar)
@@ -122,13 +122,13 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
 
     def sample(nets: nn.ModuleDict):
         net = nets["vae"]
-        image = to_unit(pictures[torch.arange(16)]).to(next(net.parameters()).device)
+        image = from_bytes(pictures[torch.arange(16)]).to(next(net.parameters()).device)
         with torch.inference_mode():
             return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
 
     net = train("vae", nets, loss, run, batch=batch, lr=2e-3, sample=sample)["vae"]
     with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
-        z = net.to("cpu").encode(to_unit(pictures[torch.arange(min(len(pictures), 1024))]))
+        z = net.to("cpu").encode(from_bytes(pictures[torch.arange(min(len(pictures), 1024))]))
         net.config = replace(net.config, scaling_factor=round(1 / z.std().item(), 5))
     net.save_pretrained(run.out / "vae", dtype=torch.float16)
 

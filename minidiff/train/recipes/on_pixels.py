@@ -16,7 +16,7 @@ from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
 from minidiff.schedule import SD
 from minidiff.train import losses
-from minidiff.train.pictures import DRAWINGS, Pictures, draw, sheet, to_unit
+from minidiff.train.pictures import DRAWINGS, Pictures, draw, from_bytes, sheet
 from minidiff.train.recipes.begin import start
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
@@ -46,7 +46,7 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
     def loss(net: Classifier, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(pictures), 64, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
-        x0 = to_unit(pictures[rows])
+        x0 = from_bytes(pictures[rows])
         t = torch.randint(SD.T, rows.shape, generator=g)
         alpha, sigma = (c.float().view(-1, 1, 1, 1) for c in SD(t))
         x = alpha * x0 + sigma * torch.randn(x0.shape, generator=g)
@@ -75,7 +75,7 @@ def pixel_unet(name: str, run: Run, size: int, pictures: Pictures, labels: Tenso
     def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(len(pictures), 64, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
-        x0 = to_unit(pictures[rows])
+        x0 = from_bytes(pictures[rows])
         t, eps, cond = torch.randint(SD.T, rows.shape, generator=g), torch.randn(x0.shape, generator=g), {}
         if labels is not None:
             dropped = torch.rand(len(rows), generator=g) < 0.1                      # for guidance
