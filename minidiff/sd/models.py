@@ -1,4 +1,4 @@
-"""Whole models: their parts and where these work; a folder in diffusers' layout or a single file to them and back."""
+"""Whole models: parts that fit each other, where they work, and how folders and single files hold them."""
 from __future__ import annotations
 
 import json

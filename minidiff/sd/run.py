@@ -55,19 +55,20 @@ def _begin(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterato
     shape = (len(cond["context"]), model.vae.config.latent_channels, *(side // model.vae.factor for side in sides))
     _check(model, s, image, mask, shape, guided=uncond is not None)
 
-    # One generator for each picture: it does not depend on its batch. All draw in the reference's order: the picture's
-    # latent, the first noise, the latent of what is outside the mask, the sampler's noise
+    # One generator for each picture drawn, so that it does not depend on its batch. The draws come in the reference's
+    # order, else its seeds gave other pictures: latent of the given picture, first noise, latent of what is outside the
+    # mask, the sampler's noise
     generators = [torch.Generator().manual_seed(s.seed + i) for i in range(shape[0])]
     x, z0, z = _start(model, s, levels, image, generators, shape, repaints)
     hole, rest = (None, None) if mask is None else _outside(model, s, image, mask, generators, shape)
 
-    calls = functools.partial(control.calls, sampler, levels, options)
+    calls = functools.partial(control.calls, sampler, levels, dict(options))             # a dry run, with its own noise
     controls = control.prepare(s.controls, model.unet, model.vae.factor, shape, shape[0] // s.num_images, calls)
     net = _net(model, s, cond, uncond, torch.cat([hole, rest], 1) if repaints else None, controls)
     denoise = denoiser(net, model.kind)
     if clipped is not None:
         denoise = guidance.clip(denoise, -clipped, clipped)
-    if "noise" in inspect.signature(sampler).parameters:
+    if "noise" in inspect.signature(sampler).parameters:                # not torch's global generator
         options["noise"] = lambda like: draw(generators, like.shape).to(like)
     if mask is None or repaints:
         return sampler(denoise, x, levels, **options)
@@ -131,7 +132,7 @@ def _check(model: Model, s: Settings, image: Tensor | None, mask: Tensor | None,
 def _start(model: Model, s: Settings, levels: Grid, image: Tensor | None, generators: list[torch.Generator],
            shape: tuple[int, ...], repaints: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """The first state x, the latent z0 of the picture that it is made from, if any, and its noise z."""
-    # on the whole way down a mask leaves nothing of the picture but what is put back
+    # Like the reference: with a mask and strength 1, noise alone, since what is outside the mask is put back anyway
     pure = image is None or (s.mask is not None and s.taken == 1)
     z0 = None if image is None or (pure and repaints) else _latents(model, s, image, generators)
     z = (draw(generators, shape) if s.latents is None else s.latents.float()).to(model.device)
@@ -140,11 +141,11 @@ def _start(model: Model, s: Settings, levels: Grid, image: Tensor | None, genera
 
 def _outside(model: Model, s: Settings, image: Tensor, mask: Tensor, generators: list[torch.Generator],
              shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The mask for each latent (B,1,h,w), and the latents (B,C,h,w) of the picture that is grey inside it.
+    """The mask for each latent (B,1,h,w), and the latents (B,C,h,w) of the picture made grey inside it.
 
-    Of a U-Net that does not repaint nobody uses these, but they are drawn, as in the reference: later noise follows.
+    A U-Net that does not repaint has no use for the latents, but the sampler's noise is what comes after theirs.
     """
-    hole = nn.functional.interpolate(mask.repeat_interleave(shape[0] // len(mask), 0), size=shape[2:])
+    hole = nn.functional.interpolate(mask.repeat_interleave(shape[0] // len(mask), 0), size=shape[2:])       # nearest
     return hole.to(model.device), _latents(model, s, image * (1 - mask), generators)
 
 
@@ -161,18 +162,21 @@ def _net(model: Model, s: Settings, cond: Told, uncond: Told | None, more: Tenso
     Args:
         more: further channels of the state, for an inpainting U-Net. controls: see `control.prepare`.
     """
-    dtype, net = model.unet.conv_in.weight.dtype, model.unet
-    if uncond is not None and not model.compiled:
-        # guidance gives the same states twice, for two prompts: the U-Net shares the way until these enter
-        def net(x: Tensor, t: Tensor, **told: Tensor) -> Tensor:
-            return model.unet(x[:len(x) // 2], t, **told)
+    unet, dtype = model.unet, model.unet.conv_in.weight.dtype
+
+    def once(x: Tensor, t: Tensor, **told: Tensor) -> Tensor:
+        # guidance asks for the same states with two prompts: until these enter, the U-Net computes them once
+        return unet(x[:len(x) // 2], t, **told)
+
+    net = unet if uncond is None or model.compiled else once
     if more is not None:
         net = guidance.extended(net, more.to(dtype))
     for controlnet, hint, scales, guess in controls:
         net = guidance.controlled(net, controlnet, hint.to(model.device), scales, guess=guess)
 
     def typed(x: Tensor, t: float, **told: Tensor) -> Tensor:
-        # t as a tensor: a net would be compiled anew for each number
+        # t as a tensor: a net would be compiled anew for each number. The state stays float32, as what the steps add to
+        # it may be less than half precision can tell
         return net(x.to(dtype), torch.tensor(t, device=x.device), **told).float()
 
     if uncond is None:
