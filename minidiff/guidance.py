@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
-from itertools import repeat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise, repeat
 
 import torch
 from torch import Tensor
 
+from minidiff.grid import Step
 from minidiff.prediction import Pred
 from minidiff.schedule import Level
 from minidiff.values import number
@@ -65,7 +66,7 @@ def controlled(net: Callable, controlnet: Callable, hint: Tensor, scale: float |
     """
     one = not isinstance(scale, Iterable) or getattr(scale, "ndim", 1) == 0
     scales = repeat(number("scale", scale)) if one else iter(scale)
-    last = functools.cache(lambda rows: rows[-len(hint):])               # the same tensor each time, for `Kept`
+    last = functools.cache(lambda rows: rows[-len(hint):])               # the same tensor each time, for `kept`
 
     def steered(x: Tensor, t: float, residuals: tuple[Tensor, ...] | None = None, **cond: Tensor) -> Tensor:
         if (now := next(scales, None)) is None:
@@ -156,8 +157,8 @@ def inpaint(denoise: Callable, known: Tensor, mask: Tensor, noise: Tensor) -> Ca
 
         x ← alpha·known + sigma·noise   where mask = 0, from the second call on
 
-    The final state still has to get `known` there. For one run: it counts its calls. The noise is the same at all
-    levels, as in diffusers; in that paper's code and in RePaint (arXiv 2201.09865, eq. 8) it is drawn anew at each.
+    `paste` does the rest, at the end. For one run: it counts its calls. The noise is the same at all levels, as in
+    diffusers; in that paper's code and in RePaint (arXiv 2201.09865, eq. 8) it is drawn anew at each.
     Matches: StableDiffusionInpaintPipeline with a 4-channel U-Net (tests/parity/test_pipeline.py).
 
     Args:
@@ -178,6 +179,19 @@ def inpaint(denoise: Callable, known: Tensor, mask: Tensor, noise: Tensor) -> Ca
         return denoise(x, level)
 
     return painted
+
+
+def paste(steps: Iterable[Step], known: Tensor, mask: Tensor) -> Iterator[Step]:
+    """The end of `inpaint`: a sampler's steps, the final state being `known` where mask = 0.
+
+    Final is the state that none follows, whatever its level: each step is held back until the next one is taken.
+
+    >>> *_, last = paste([Step(Level(0.0, 1.0, 0.0), torch.ones(2), None)], torch.zeros(2), torch.tensor([0.0, 1.0]))
+    >>> last.x
+    tensor([0., 1.])
+    """
+    for step, after in pairwise(chain(steps, [None])):
+        yield step if after else step._replace(x=torch.where(mask > 0, step.x, known))
 
 
 def extended(net: Callable, more: Tensor) -> Callable:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minidiff.nets.attention import Attention, Kept, MapAttention, SpatialTransformer, watched
+from minidiff.nets.attention import Attention, MapAttention, SpatialTransformer, TransformerBlock, kept, watched
 from minidiff.nets.unet import UNet, UNetConfig
 
 pytestmark = pytest.mark.quick
@@ -36,15 +36,46 @@ def test_attention_over_a_map_attends_to_all_positions_and_adds_its_input():
     torch.testing.assert_close(net(x), x + by_hand(net, tokens, tokens).mT.reshape(x.shape))
 
 
-def test_kept_keys_and_values_are_computed_once_and_belong_to_one_attention():
-    one, other = Attention(12, 3, 6), Attention(12, 3, 6)
-    context, x = torch.randn(2, 7, 6), torch.randn(2, 5, 12)
-    kept = Kept(context)
-    for net in (one, other, one):
-        torch.testing.assert_close(net(x, kept), net(x, context))
-    assert kept.keys() == {one, other}
-    torch.nn.init.zeros_(one.to_k.weight)
-    assert not torch.allclose(one(x, kept), one(x, context))
+@torch.inference_mode()
+def test_kept_keys_and_values_are_computed_once_for_each_context_and_attention():
+    net = torch.nn.ModuleList([TransformerBlock(12, 3, 6), TransformerBlock(12, 3, 6)])
+    contexts, x = torch.randn(2, 2, 7, 6).unbind(), torch.randn(2, 5, 12)
+    asked = []
+    for block in net:
+        block.attn2.to_k.register_forward_hook(lambda layer, args, out: asked.append((layer, args[0])))
+    plain = [block(x, context) for block in net for context in contexts]
+    asked.clear()
+    with kept(net):
+        for _ in range(3):  # other states meet the same prompts
+            again = [block(x, context) for block in net for context in contexts]
+            assert all(map(torch.equal, again, plain))
+            net[0](torch.randn(2, 5, 12), contexts[0])
+    assert len(asked) == 4
+
+
+@torch.inference_mode()
+def test_what_is_kept_ends_with_the_run_also_where_two_overlap_or_one_fails():
+    net, context, x = TransformerBlock(12, 3, 6), torch.randn(2, 7, 6), torch.randn(2, 5, 12)
+    first, second = kept(net), kept(net)
+    first.__enter__()
+    second.__enter__()
+    net(x, context)
+    first.__exit__(None, None, None)
+    net(x, context)
+    second.__exit__(None, None, None)
+    with pytest.raises(RuntimeError, match="inside"), kept(net):
+        net(x, context)
+        raise RuntimeError("inside")
+    assert "keys_values" not in vars(net.attn2) and "keys_values" not in vars(net.attn1)
+    before = net(x, context)
+    context.mul_(2)
+    assert not torch.allclose(net(x, context), before)
+
+
+def test_what_a_map_attends_to_in_itself_is_not_kept():
+    net = TransformerBlock(12, 3, 6)
+    with kept(net):
+        assert "keys_values" in vars(net.attn2) and "keys_values" not in vars(net.attn1)
 
 
 def test_linear_and_convolutional_projections_are_the_same_function():
@@ -66,7 +97,8 @@ def test_watching_notes_the_weights_and_changes_no_bit():
     plain = net(x, 500, context)
     with watched(net) as maps:
         assert torch.equal(net(x, 500, context), plain)
-        assert torch.equal(net(x, 500, Kept(context)), net(x, 500, Kept(context)))
+        with kept(net):
+            assert torch.equal(net(x, 500, context), plain) and torch.equal(net(x, 500, context), plain)
     assert torch.equal(net(x, 500, context), plain) and all(len(calls) == 3 for calls in maps.values())
     shapes = {name.rpartition(".")[2]: calls[0].shape for name, calls in maps.items()}
     assert shapes == {"attn1": (2, 4, 12, 12), "attn2": (2, 4, 12, 7)}

@@ -8,7 +8,6 @@ import torch
 from torch.testing import assert_close
 
 from minidiff.guidance import cfg, controlled
-from minidiff.nets.attention import Kept
 from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.unet import UNetConfig
 from minidiff.sd.settings import Settings
@@ -96,13 +95,12 @@ def test_a_scale_is_a_number_of_any_library(kind):
 def test_guess_mode_controls_only_the_half_with_the_prompt(pipe, net):
     x, contexts = torch.randn(2, 4, 8, 8), torch.randn(2, 2, 7, 24)
     hint = net.look(torch.rand(2, 3, 32, 32))
-    kept = Kept(contexts[1])
     with torch.no_grad():
         guided = cfg(controlled(pipe.unet, net, hint, guess=True), {"context": contexts[1]},
                      {"context": contexts[0]}, 3.0)(x, 7.0)
-        residuals = net(x, 7.0, kept, hint=hint, guess=True)
+        residuals = net(x, 7.0, contexts[1], hint=hint, guess=True)
         without = pipe.unet(x, 7.0, contexts[0])
-        given = pipe.unet(x, 7.0, kept, residuals=residuals)
+        given = pipe.unet(x, 7.0, contexts[1], residuals=residuals)
     assert_close(guided, without + 3.0 * (given - without), atol=1e-4, rtol=1e-4)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minidiff import guidance
+from minidiff.grid import Step
 from minidiff.prediction import Pred
 from minidiff.schedule import Level
 from tests.exact import TWO, Mixture
@@ -97,6 +98,16 @@ def test_interval_asks_one_denoiser_per_level():
     for sigma in (3.0, 1.0, 0.1):
         limited(X, Level(0.0, 1.0, sigma))
     assert calls == ["plain", "guided", "plain"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_last_state_alone_is_pasted_and_only_what_is_known_of_it(n):
+    steps = [Step(LEVEL, X + i, None if i == 0 else X) for i in range(n)]  # one level for all of them
+    mask = (X > 0).double()
+    *before, last = guidance.paste(iter(steps), -X, mask)
+    assert all(got is given for got, given in zip(before, steps[:-1], strict=True))
+    torch.testing.assert_close(last.x, mask * steps[-1].x - (1 - mask) * X)
+    assert last.level is LEVEL and last.x0 is steps[-1].x0
 
 
 def test_classifier_guidance_at_scale_zero_does_nothing_and_any_scale_keeps_the_state():

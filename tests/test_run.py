@@ -5,7 +5,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from minidiff import grid, samplers
 from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.schedule import Level
 from minidiff.sd import run
 from minidiff.sd.pipeline import StableDiffusion
 from tests import tiny
@@ -36,6 +38,19 @@ def test_outside_the_mask_the_latents_stay(pipe, sampler):
     kept = pipe.vae.encode(2 * IMAGE[None] - 1, run.draw([torch.Generator().manual_seed(0)], (1, 4, 8, 8)))
     assert_close(z[..., 4:], kept[..., 4:])
     assert (z[..., :4] - kept[..., :4]).abs().max() > 0.1
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_outside_the_mask_the_latents_stay_whatever_levels_a_sampler_yields_and_how_many(pipe, n):
+    def own(denoise, x, levels):
+        for step in samplers.ddim(denoise, x, levels[:n + 1]):
+            yield step._replace(level=Level(*step.level))  # equal, not the same
+
+    z = pipe.inpaint(PROMPT, IMAGE, LEFT, sampler=(own, grid.preset("sd-ddim", 4)), output="latent")
+    known = pipe.vae.encode(2 * IMAGE[None] - 1, run.draw([torch.Generator().manual_seed(0)], (1, 4, 8, 8)))
+    assert_close(z[..., 4:], known[..., 4:])
+    assert (z[..., :4] - known[..., :4]).abs().max() > 0.1
 
 
 @pytest.mark.quick
@@ -119,6 +134,18 @@ def test_each_network_comes_to_the_worker_only_to_work(pipe, monkeypatch):
     assert moves == [(name, "cpu") for name in ("text", "vae", "unet", "vae") for _ in range(2)]
 
 
+@pytest.mark.quick
+def test_a_run_computes_the_keys_and_values_of_its_prompts_once_and_leaves_nothing_behind(pipe):
+    layers, asked = [m for name, m in pipe.unet.named_modules() if name.endswith("attn2.to_k")], []
+    hooks = [layer.register_forward_hook(lambda layer, args, out: asked.append(layer)) for layer in layers]
+    for prompt in (PROMPT, "a tree"):
+        pipe(prompt, steps=3)
+    for hook in hooks:
+        hook.remove()
+    assert asked == 2 * layers
+    assert not any({"keys_values", "forward"} & vars(module).keys() for module in pipe.unet.modules())
+
+
 def test_a_compiled_run_draws_the_same_picture(tmp_path):
     """Traced whole and once, not once per step; the translation to machine code is not our matter."""
     traces = []
@@ -130,4 +157,5 @@ def test_a_compiled_run_draws_the_same_picture(tmp_path):
     pipe = tiny.pipeline(tmp_path)
     want = pipe(PROMPT, steps=3, output="tensor")
     assert_close(pipe.compile(backend=backend)(PROMPT, steps=3, output="tensor"), want, atol=1e-5, rtol=0)
+    pipe("a tree", steps=3)
     assert len(traces) == 2  # U-Net and decoder

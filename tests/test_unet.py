@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from minidiff.nets.attention import Kept
+from minidiff.nets.attention import kept
 from minidiff.nets.unet import UNet, UNetConfig
 
 pytestmark = pytest.mark.quick
@@ -127,7 +127,8 @@ def test_several_prompts_for_one_state_equal_copies_of_it(config):
     more = {"vec": torch.tensor([0, 1, 2, 0])} if config.get("num_class_embeds") else {}
     truth = net(torch.cat([x, x]), 300, context, **more)
     torch.testing.assert_close(net(x, 300, context, **more), truth)
-    torch.testing.assert_close(net(x, 300, Kept(context), **more), truth)
+    with torch.inference_mode(), kept(net):
+        torch.testing.assert_close(net(x, 300, context, **more), truth)
 
 
 @pytest.mark.parametrize("key, value, should", [

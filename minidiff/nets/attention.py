@@ -3,6 +3,7 @@
 Attribute names are parameter names, and these are diffusers' (`to_out.0`, `ff.net.0.proj` …).
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,9 +33,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context or ch, ch, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(ch, ch)])                 # a list only for its name, to_out.0
 
-    def forward(self, x: Tensor, context: "Tensor | Kept | None" = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         q = split_heads(self.to_q(x), self.heads)
-        k, v = context[self] if isinstance(context, Kept) else self.keys_values(x if context is None else context)
+        k, v = self.keys_values(x if context is None else context)
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,22 +43,26 @@ class Attention(nn.Module):
         return split_heads(self.to_k(context), self.heads), split_heads(self.to_v(context), self.heads)
 
 
-class Kept(dict):
-    """A context whose keys and values each attention computes only once: for sampling, where the prompt stays.
+@contextmanager
+def kept(net: nn.Module) -> Iterator[None]:
+    """Inside, a transformer block computes the keys and values of a context only once: for a run, where prompts stay.
 
-    It stands for the context tensor (B, N, D) as long as the network's weights do not change.
+    A context is known by its tensor, which is kept too. Neither its numbers nor the weights may change until the end.
 
-    >>> attention, x, prompt = Attention(8, 2, context=6), torch.ones(1, 5, 8), torch.ones(1, 7, 6)
-    >>> torch.equal(attention(x, Kept(prompt)), attention(x, prompt))
+    >>> net, x, prompt = TransformerBlock(8, 2, context=6), torch.ones(1, 5, 8), torch.ones(1, 7, 6)
+    >>> with kept(net):
+    ...     torch.equal(net(x, prompt), net(x, prompt))
     True
     """
-
-    def __init__(self, context: Tensor):
-        self.context = context
-
-    def __missing__(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        self[attention] = pair = attention.keys_values(self.context)
-        return pair
+    # not attn1: what it attends to is new in every call, and would pile up
+    layers = [block.attn2 for block in net.modules() if isinstance(block, TransformerBlock) and block.cross]
+    for attention in layers:
+        attention.keys_values = functools.cache(attention.keys_values)   # tensors are told apart by identity
+    try:
+        yield
+    finally:
+        for attention in layers:
+            vars(attention).pop("keys_values", None)                     # gone, if another run has ended meanwhile
 
 
 @contextmanager
@@ -87,8 +92,7 @@ def watched(net: nn.Module,
     def note(name: str, attention: Attention, inputs: tuple) -> Tensor | None:
         x, context = (*inputs, None)[:2]
         q = split_heads(attention.to_q(x), attention.heads)
-        x = x if context is None else context
-        k, v = x[attention] if isinstance(x, Kept) else attention.keys_values(x)
+        k, v = attention.keys_values(x if context is None else context)
         found = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
         used = change(name, found) if change else found
         seen.setdefault(name, []).append(used)
@@ -103,14 +107,14 @@ def watched(net: nn.Module,
             hook.remove()
 
 
-def spread(x: Tensor, context: Tensor | Kept | None) -> Tensor:
-    """Maps (B, C, H, W) repeated to as many rows as the context has, k·B: what is the same for several prompts.
+def spread(x: Tensor, told: Tensor | None) -> Tensor:
+    """Maps (B, C, H, W) repeated to as many rows as what they are told has, k·B: so far they were the same for all k.
 
     >>> spread(torch.zeros(1, 8, 4, 3), torch.ones(2, 7, 6)).shape
     torch.Size([2, 8, 4, 3])
     """
-    rows = len(x) if context is None else len(context.context if isinstance(context, Kept) else context)
-    return x if rows == len(x) else torch.cat([x] * (rows // len(x)))    # repeat() would lose channels_last
+    times = 1 if told is None else len(told) // len(x)
+    return x if times < 2 else torch.cat([x] * times)                    # repeat() would lose channels_last
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -174,7 +178,7 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(ch)
         self.cross = bool(context)
 
-    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
         if self.cross:
             x = x + self.attn2(self.norm2(x), context)
@@ -183,6 +187,8 @@ class TransformerBlock(nn.Module):
 
 class SpatialTransformer(nn.Module):
     """Transformer over the positions of a map (2112.10752 §3.3), with attention to the context, and a residual.
+
+    With k contexts for each map, it returns k maps for each.
 
     Args:
         ch: channels; heads: divides them; layers: transformer blocks; context: its width, None: self-attention only.
@@ -200,7 +206,8 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(ch, heads, context) for _ in range(layers))
         self.proj_out = nn.Linear(ch, ch) if linear else Pointwise(ch, ch, 1)
 
-    def forward(self, x: Tensor, context: Tensor | Kept | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        x = spread(x, context)
         y = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))        # (B, HW, C)
         for block in self.transformer_blocks:
             y = block(y, context)

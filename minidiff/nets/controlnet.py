@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.nets.attention import Kept
 from minidiff.nets.encoder import Encoder, EncoderConfig
 from minidiff.nets.unet import UNet
 
@@ -118,7 +117,7 @@ class ControlNet(Encoder):
         flip = self.config.controlnet_conditioning_channel_order == "bgr"
         return self.controlnet_cond_embedding(picture.flip(1) if flip else picture)
 
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | Kept | None = None, vec: Tensor | None = None, *,
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None, vec: Tensor | None = None, *,
                 hint: Tensor, guess: bool = False) -> tuple[Tensor, ...]:
         """The residuals of the U-Net's call with the same arguments.
 

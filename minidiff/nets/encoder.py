@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minidiff.io import rename
 from minidiff.io.weights import State
-from minidiff.nets.attention import Kept, SpatialTransformer, spread
+from minidiff.nets.attention import SpatialTransformer, spread
 from minidiff.nets.layers import Config, Downsample, Embedding, Net, ResBlock, sinusoid
 
 CROSS = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D"}
@@ -163,13 +163,17 @@ class Encoder(Net):
         theirs = any(key.startswith("input_blocks.") for key in state)
         return rename.to_ours(rename.unet(self.state_dict()), state) if theirs else state
 
-    def encode(self, x: Tensor, emb: Tensor, context: Tensor | Kept | None) -> tuple[list[Tensor], Tensor]:
-        """From `conv_in`'s output to every map kept, the first being x itself, and the middle's output."""
-        skips = [x]
+    def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """From `conv_in`'s output to every map kept, the first being x itself, and the middle's output.
+
+        With k·B rows of context or emb, k of each map are returned, but what comes before they enter is computed once.
+        """
+        skips = [x := spread(x, emb)]
         for block in self.down_blocks:
             for x in block(x, emb, context):
                 skips.append(x)
-        return skips, self.mid_block.middle(x, emb, context) if self.config.mid_block_type else x
+        x = self.mid_block.middle(x, emb, context) if self.config.mid_block_type else x
+        return [spread(skip, context) for skip in skips], spread(x, context)
 
     def embed(self, x: Tensor, t: Tensor | float, vec: Tensor | None = None, w: Tensor | float | None = None) -> Tensor:
         """The vector (B or 1, 4·C0) that tells all residual blocks the time, SDXL's sizes or the class, and LCM's w."""
@@ -198,26 +202,26 @@ class Block(nn.Module):
         self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
         self.downsamplers = self.upsamplers = ()
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | Kept | None) -> list[Tensor]:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> list[Tensor]:
         """Down: all maps, the last one being the result."""
         maps = []
         for j, resnet in enumerate(self.resnets):
             x = resnet(x, emb)
             if self.attentions:
-                x = self.attentions[j](spread(x, context), context)
+                x = self.attentions[j](x, context)
             maps.append(x)
         for down in self.downsamplers:
             maps.append(down(x))
         return maps
 
-    def middle(self, x: Tensor, emb: Tensor, context: Tensor | Kept | None) -> Tensor:
+    def middle(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         """Residual blocks with attention between them."""
         x = self.resnets[0](x, emb)
         for attention, resnet in zip(self.attentions, self.resnets[1:]):
-            x = resnet(attention(spread(x, context), context), emb)
+            x = resnet(attention(x, context), emb)
         return x
 
-    def up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | Kept | None) -> Tensor:
+    def up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:
         """Up: each residual block takes the last map kept off `skips`."""
         for j, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), emb)

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.nets.attention import Kept, spread
 from minidiff.nets.encoder import CROSS, Block, Encoder, EncoderConfig
 from minidiff.nets.layers import Upsample, silu, sinusoid
 
@@ -92,15 +91,15 @@ class UNet(Encoder):
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, ch, c.norm_eps)
         self.conv_out = nn.Conv2d(ch, c.out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | Kept | None = None, vec: Tensor | None = None,
+    def forward(self, x: Tensor, t: Tensor | float, context: Tensor | None = None, vec: Tensor | None = None,
                 w: Tensor | float | None = None, residuals: tuple[Tensor, ...] | None = None) -> Tensor:
         """The raw prediction.
 
         Args:
             x: (B, in_channels, H, W) noisy latent (in the net's own coordinates), any H and W.
             t: (B,) or one number, 0 … T−1, fractions allowed.
-            context: (B, N, D) prompt embedding; `Kept(context)` where it stays the same. With k·B rows, k prompts for
-                each x, what comes before the first of them enters is computed once for all k (if t is one number).
+            context: (B, N, D) prompt embedding. With k·B rows, k prompts for each x, what comes before the first of
+                them enters is computed once for all k (if t is one number).
             vec: (B, V) for SDXL, see `micro_conditioning`; (B,) class numbers with `num_class_embeds`; else unused.
             w: guidance weight, (B,) or one number, `guidance_scale − 1`, for latent consistency models.
             residuals: ControlNet's, one for every map kept, in order, and one for the middle.
@@ -109,9 +108,7 @@ class UNet(Encoder):
             (B, out_channels, H, W), or k·B rows
         """
         emb = F.silu(self.embed(x, t, vec, w))
-        x = self.conv_in(x if len(emb) == 1 else spread(x, context))
-        skips, x = self.encode(x, emb, context)
-        *skips, x = (spread(each, context) for each in (*skips, x))
+        skips, x = self.encode(self.conv_in(x), emb, context)
         if residuals is not None:
             skips = [skip + r for skip, r in zip(skips, residuals[:-1], strict=True)]
             x = x + residuals[-1]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -147,12 +147,6 @@ def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     tensor([[ 1.5410, -0.2934]])
     """
     return torch.cat([torch.randn(1, *shape[1:], generator=generator) for generator in generators])
-
-
-def paste(steps: Iterator[samplers.Step], last: grid.Level, known: Tensor, mask: Tensor) -> Iterator[samplers.Step]:
-    """A sampler's steps, the final state being `known` where mask is 0."""
-    for step in steps:
-        yield step._replace(x=torch.where(mask > 0, step.x, known)) if step.level is last else step
 
 
 def _texts(prompts: str | list[str] | None) -> list[str]:

@@ -1,20 +1,27 @@
-"""Whole models: a folder in diffusers' layout, or a single file, to the parts of a pipeline and back."""
+"""Whole models: parts that fit each other, where they work, and how folders and single files hold them."""
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
+from torch import Tensor, nn
 
+from minidiff.device import find_device, vae_dtype
 from minidiff.io import checkpoint, rename
-from minidiff.io.weights import load_state, read_json, read_notes, save_state, variant_of, write_atomic
+from minidiff.io.lora import Loras
+from minidiff.io.weights import load_state, nonfinite, read_json, read_notes, save_state, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
+from minidiff.schedule import Discrete
 from minidiff.text import EOS, Text, load_tokenizers, save_tokenizer
 
+KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
 PIPELINES = re.compile(r"StableDiffusion(XL)?(ControlNet)?(Img2Img|Inpaint)?Pipeline|"
                        r"LatentConsistencyModel(Img2Img)?Pipeline")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel(WithProjection)?",
@@ -27,8 +34,8 @@ ADVICE = {"lora": "load a model first, then pipe.load_lora(path)",
           "unet": "load it with UNet.from_pretrained, and a model beside it"}
 
 
-class Model(NamedTuple):
-    """The parts of a pipeline; see `minidiff.sd.pipeline.StableDiffusion`."""
+class Parts(NamedTuple):
+    """What a model is made of, see `Model`."""
 
     text: Text
     unet: UNet
@@ -37,10 +44,117 @@ class Model(NamedTuple):
     zeros: bool
 
 
+class Model:
+    """A text encoder, a U-Net and a VAE that belong together, and where they work: what a run needs.
+
+    Args:
+        scheduler: `scheduler_config.json`. zeros: whether no negative prompt means zeros (SDXL), not "".
+
+    Raises:
+        ValueError: parts of different families, or a scheduler config that is not supported.
+    """
+
+    def __init__(self, text: Text, unet: UNet, vae: VAE, scheduler: dict, zeros: bool = False):
+        self.text, self.unet, self.vae, self.zeros = text, unet, vae, zeros
+        # NOTE: diffusers' pipelines of SD 1 and 2 force these on their scheduler: test_pipeline_forces_steps_offset.
+        self.scheduler = scheduler if text.pooled else {**scheduler, "steps_offset": 1, "clip_sample": False}
+        for what, own, given in (("prompts of width", unet.config.cross_attention_dim, text.width),
+                                 ("pooled prompts:", bool(unet.config.addition_embed_type), text.pooled),
+                                 ("pooled prompts of width", unet.config.pooled,
+                                  text.encoders[-1].config.projection_dim if text.pooled else None),
+                                 ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
+            if own != given:
+                raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
+        self.schedule = Discrete.from_config(self.scheduler)
+        kind = self.scheduler.get("prediction_type") or "epsilon"
+        if kind not in KINDS:
+            raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(KINDS)}")
+        self.kind = KINDS[kind]
+        self.compiled, self.worker = False, None
+        self.loras = Loras({"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text.encoders))})
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the networks and change their dtype, in place; with a device, they stay there: no `offload`."""
+        if device is not None:
+            device, self.worker = find_device(device), None
+        self.text.to(device=device, dtype=dtype)
+        self.unet.to(device=device, dtype=dtype)
+        self.vae.to(device=device, dtype=vae_dtype(dtype))
+        return self
+
+    def offload(self, device: str | torch.device | None = None) -> Self:
+        """Keep the networks on the CPU and move each to `device` only while it works: memory for the largest alone.
+
+        Args:
+            device: None: cuda, else mps, else cpu.
+
+        >>> import minidiff as md
+        >>> md.StableDiffusion.from_pretrained("mini-sd").offload("cpu")("a red house", steps=2)[0].size
+        (64, 64)
+        """
+        self.to("cpu").worker = find_device(device)
+        return self
+
+    def compile(self, mode: str | None = None, backend: str = "inductor") -> Self:
+        """Translate the U-Net and the VAE's decoder with torch.compile when they first run: slow once, then faster.
+
+        Args:
+            mode, backend: of `torch.compile`; "reduce-overhead" and "max-autotune" are made for GPUs.
+        """
+        self.unet.compile(mode=mode, backend=backend)
+        self.vae.decoder.compile(mode=mode, backend=backend)
+        self.compiled = True
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks work."""
+        return self.worker or next(self.unet.parameters()).device
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model was trained on."""
+        height, width = self.unet.config.sides
+        return height * self.vae.factor, width * self.vae.factor
+
+    @property
+    def size(self) -> int:
+        """The longer of its `sides`."""
+        return max(self.sides)
+
+    @property
+    def spreads(self) -> bool:
+        """Whether img2img spreads all steps over what strength leaves, as in LatentConsistencyModelImg2ImgPipeline."""
+        return bool(self.unet.config.time_cond_proj_dim) and not self.text.pooled
+
+    @contextmanager
+    def at_work(self, net: nn.Module) -> Iterator[nn.Module]:
+        """A network where it works; if it is offloaded, it is brought there, and back to the CPU at the end."""
+        if self.worker is not None:
+            net.to(self.worker)
+        try:
+            yield net
+        finally:
+            if self.worker is not None:
+                net.to("cpu")
+
+    def check_finite(self, x: Tensor) -> None:
+        """ValueError if a state or picture holds NaN or infinite numbers, naming the weights that hold some too.
+
+        The weights are only looked through when it is too late: that takes a while in large files.
+        """
+        if x.isfinite().all():
+            return
+        for name, net in (("U-Net", self.unet), ("text encoder", self.text), ("VAE", self.vae)):
+            if broken := nonfinite(net.state_dict()):
+                raise ValueError(f"the weights of the {name} hold NaN or infinite numbers in {broken}: the file is "
+                                 "damaged")
+        raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
+
+
 def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Path | None = None,
          variant: str | None = None, ema: bool = False, device: str | torch.device | None = None,
-         dtype: torch.dtype | None = None, vae_dtype: torch.dtype | None = None,
-         prediction_type: str | None = None) -> Model:
+         dtype: torch.dtype | None = None, prediction_type: str | None = None) -> Parts:
     """Load a model from a folder or a single file; the arguments: see `StableDiffusion.from_pretrained`.
 
     Raises:
@@ -58,8 +172,8 @@ def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Pat
                      "_class_name": checkpoint.named(index, "scheduler"), **said}
         text = Text.from_pretrained(source, tokenizer=tokenizer, variant=variant, **options)
         unet, vae = source / "unet", source / "vae"
-        return Model(text, UNet.from_pretrained(unet, variant=variant_of(unet, variant), **options),
-                     VAE.from_pretrained(vae, variant=variant_of(vae, variant), device=device, dtype=vae_dtype),
+        return Parts(text, UNet.from_pretrained(unet, variant=variant_of(unet, variant), **options),
+                     VAE.from_pretrained(vae, variant=variant_of(vae, variant), device=device, dtype=vae_dtype(dtype)),
                      scheduler, text.pooled and bool(index.get("force_zeros_for_empty_prompt", True)))
 
     state = load_state(source)
@@ -75,8 +189,8 @@ def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Pat
     text = Text(_tokenizers(source, tokenizer, config, [configs[name] for name in encoders]),
                 [CLIPText.from_state(configs[name], parts[name], source, **options) for name in encoders])
     unet = UNet.from_state(configs["unet"], parts["unet"], source, **options)
-    vae = VAE.from_state(configs["vae"], parts["vae"], source, device=device, dtype=vae_dtype)
-    return Model(text, unet, vae, {**configs["scheduler"], **said}, text.pooled)
+    vae = VAE.from_state(configs["vae"], parts["vae"], source, device=device, dtype=vae_dtype(dtype))
+    return Parts(text, unet, vae, {**configs["scheduler"], **said}, text.pooled)
 
 
 def save_folder(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -1,4 +1,20 @@
-"""Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752): text encoder, U-Net and VAE, joined into one call."""
+"""Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752): text encoder, U-Net and VAE, joined into one call.
+
+It is these ten lines; the rest of this folder is settings, checks and speed.
+
+>>> from minidiff import grid, guidance, prediction, samplers
+>>> pipe = StableDiffusion.from_pretrained("mini-sd", device="cpu")
+>>> with torch.inference_mode():
+...     prompt = "a large red house on the left, snow, night, stars"
+...     given, nothing = ({"context": pipe.text([words])[0]} for words in (prompt, ""))  # what the U-Net is told
+...     net = guidance.cfg(pipe.unet, given, nothing, scale=7.5)             # away from nothing, towards the prompt
+...     denoise = prediction.denoiser(net, pipe.kind)                        # its guess of picture and noise
+...     levels = grid.Grid((t, *pipe.schedule(t)) for t in (*range(961, 0, -40), 0))     # 25 steps down
+...     z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+...     *_, last = samplers.ddim(denoise, levels.start(z), levels)           # from noise to the latent of a picture
+...     image = to_unit(pipe.vae.decode(last.x))                             # 16×16×4 numbers to 64×64×3
+>>> torch.testing.assert_close(image, pipe(prompt, output="tensor"), atol=1e-4, rtol=0)
+"""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,20 +24,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minidiff.device import find_device, vae_dtype
+from minidiff.device import find_device
 from minidiff.grid import Step
 from minidiff.io.embeddings import load_embedding
 from minidiff.io.hub import find
 from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
-from minidiff.io.lora import Loras, load_lora
-from minidiff.nets.unet import UNet
-from minidiff.nets.vae import VAE
-from minidiff.schedule import Discrete
+from minidiff.io.lora import load_lora
 from minidiff.sd import models
 from minidiff.sd.memory import MEGAPIXEL
-from minidiff.sd.run import at_work, check_finite, run
+from minidiff.sd.run import run
 from minidiff.sd.settings import Settings
-from minidiff.text import Text, add_word, check_word
+from minidiff.text import add_word, check_word
 from minidiff.values import number
 
 if TYPE_CHECKING:
@@ -29,46 +42,21 @@ if TYPE_CHECKING:
 
     from minidiff.sd.settings import Picture
 
-KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
 FULL_PREVIEW = 128 * 128  # pixels up to which a preview is a true decode
 
 
-class StableDiffusion:
-    """Pictures from prompts, by latent diffusion with classifier-free guidance.
+class StableDiffusion(models.Model):
+    """Pictures from prompts, by latent diffusion with classifier-free guidance; its parts: see `models.Model`.
 
     Matches: diffusers' StableDiffusionPipeline, LatentConsistencyModelPipeline and StableDiffusionXLPipeline and their
     img2img and inpainting siblings, with one generator per image, pixels to 1e-4 (tests/parity/test_families.py).
-
-    Args:
-        scheduler: `scheduler_config.json`. zeros: whether no negative prompt means zeros (SDXL), not "".
-
-    Raises:
-        ValueError: parts of different families, or a scheduler config that is not supported.
 
     >>> pipe = StableDiffusion.from_pretrained("mini-sd")
     >>> pipe(["a red house", "a blue boat, sea"], steps=2, num_images=2, output="tensor").shape
     torch.Size([4, 3, 64, 64])
     """
 
-    def __init__(self, text: Text, unet: UNet, vae: VAE, scheduler: dict, zeros: bool = False):
-        self.text, self.unet, self.vae, self.zeros = text, unet, vae, zeros
-        # NOTE: diffusers' pipelines of SD 1 and 2 force these on their scheduler: test_pipeline_forces_steps_offset.
-        self.scheduler = scheduler if text.pooled else {**scheduler, "steps_offset": 1, "clip_sample": False}
-        for what, own, given in (("prompts of width", unet.config.cross_attention_dim, text.width),
-                                 ("pooled prompts:", bool(unet.config.addition_embed_type), text.pooled),
-                                 ("pooled prompts of width", unet.config.pooled,
-                                  text.encoders[-1].config.projection_dim if text.pooled else None),
-                                 ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
-            if own != given:
-                raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
-        self.schedule = Discrete.from_config(self.scheduler)
-        kind = self.scheduler.get("prediction_type") or "epsilon"
-        if kind not in KINDS:
-            raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(KINDS)}")
-        self.kind = KINDS[kind]
-        self.compiled, self.worker = False, None
-        self._colors: Tensor | None = None
-        self.loras = Loras({"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text.encoders))})
+    _colors: Tensor | None = None  # of the linear map for previews, see `latent_colors`; None: not yet needed
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, tokenizer: str | Path | None = None,
@@ -95,65 +83,10 @@ class StableDiffusion:
             FileNotFoundError: there is no such model, or a part of it is missing.
             ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
         """
-        if prediction_type is not None and prediction_type not in [*KINDS]:
-            raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(KINDS)}")
-        parts = models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
-                            ema=ema, device=find_device(device), dtype=dtype, vae_dtype=vae_dtype(dtype),
-                            prediction_type=prediction_type)
-        return cls(*parts)
-
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusion:
-        """Move the networks and change their dtype, in place; with a device, they stay there: no `offload`."""
-        if device is not None:
-            device, self.worker = find_device(device), None
-        self.text.to(device=device, dtype=dtype)
-        self.unet.to(device=device, dtype=dtype)
-        self.vae.to(device=device, dtype=vae_dtype(dtype))
-        return self
-
-    def offload(self, device: str | torch.device | None = None) -> StableDiffusion:
-        """Keep the networks on the CPU and move each to `device` only while it works: memory for the largest alone.
-
-        Args:
-            device: None: cuda, else mps, else cpu.
-
-        >>> StableDiffusion.from_pretrained("mini-sd").offload("cpu")("a red house", steps=2)[0].size
-        (64, 64)
-        """
-        self.to("cpu").worker = find_device(device)
-        return self
-
-    def compile(self, mode: str | None = None, backend: str = "inductor") -> StableDiffusion:
-        """Translate the U-Net and the VAE's decoder with torch.compile when they first run: slow once, then faster.
-
-        Args:
-            mode, backend: of `torch.compile`; "reduce-overhead" and "max-autotune" are made for GPUs.
-        """
-        self.unet.compile(mode=mode, backend=backend)
-        self.vae.decoder.compile(mode=mode, backend=backend)
-        self.compiled = True
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks work."""
-        return self.worker or next(self.unet.parameters()).device
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width in pixels of the pictures that the model was trained on."""
-        height, width = self.unet.config.sides
-        return height * self.vae.factor, width * self.vae.factor
-
-    @property
-    def size(self) -> int:
-        """The longer of its `sides`."""
-        return max(self.sides)
-
-    @property
-    def spreads(self) -> bool:
-        """Whether img2img spreads all steps over what strength leaves, as in LatentConsistencyModelImg2ImgPipeline."""
-        return bool(self.unet.config.time_cond_proj_dim) and not self.text.pooled
+        if prediction_type is not None and prediction_type not in [*models.KINDS]:
+            raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(models.KINDS)}")
+        return cls(*models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
+                                ema=ema, device=find_device(device), dtype=dtype, prediction_type=prediction_type))
 
     def __call__(self, prompt: str | list[str] | None = None, **settings) -> list[Image.Image] | Tensor:
         """Draw pictures of prompts.
@@ -226,7 +159,7 @@ class StableDiffusion:
         if z.shape[-1] * z.shape[-2] * side**2 <= FULL_PREVIEW:
             return to_pil(to_unit(self.decode(z)))
         if self._colors is None:
-            with at_work(self, self.vae) as vae:
+            with self.at_work(self.vae) as vae:
                 weight = next(vae.parameters())
                 self._colors = latent_colors(lambda image: vae.encode(image.to(weight)).float(), side)
         image = to_rgb(z.float(), self._colors.to(z.device))
@@ -243,10 +176,10 @@ class StableDiffusion:
             ValueError: the result is not finite.
         """
         at_once = max(1, MEGAPIXEL // (z.shape[-1] * z.shape[-2] * self.vae.factor**2))
-        with at_work(self, self.vae) as vae:
+        with self.at_work(self.vae) as vae:
             weight = next(vae.parameters())
             image = torch.cat([vae.decode(part.to(weight), tile).float() for part in z.split(at_once)])
-        check_finite(self, image)
+        self.check_finite(image)
         return image
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> int:
@@ -299,8 +232,7 @@ class StableDiffusion:
         Raises:
             ValueError: the path ends in .ckpt; safetensors serve the same programs.
         """
-        parts = models.Model(self.text, self.unet, self.vae, self.scheduler, self.zeros)
         if Path(path).suffix in (".ckpt", ".bin", ".pt", ".pth"):
             raise ValueError(f"{path}: models are written as a folder, or as a single file that ends in .safetensors")
         write = models.save_file if Path(path).suffix == ".safetensors" else models.save_folder
-        write(parts, Path(path), dtype)
+        write(self, Path(path), dtype)

@@ -1,65 +1,26 @@
-"""A run of Stable Diffusion: everything checked and encoded, then the sampler, step by step."""
+"""A run of Stable Diffusion, from top to bottom: everything checked and encoded, then the sampler, step by step."""
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from minidiff import guidance
-from minidiff.grid import Step
+from minidiff.grid import Grid, Step
 from minidiff.io.images import check_sides, to_mask, to_tensor
-from minidiff.io.weights import nonfinite
-from minidiff.nets.attention import Kept
+from minidiff.nets.attention import kept
 from minidiff.nets.packed import packed
-from minidiff.nets.unet import UNet
-from minidiff.nets.vae import VAE
 from minidiff.prediction import denoiser
-from minidiff.schedule import Discrete
 from minidiff.sd import control, memory
-from minidiff.sd.conditions import draw, encode, paste, plan, posterior, rows
+from minidiff.sd.conditions import draw, encode, plan, posterior, rows
+from minidiff.sd.models import Model
 from minidiff.sd.settings import Settings, check_seeds
-from minidiff.text import Text
 
-
-class Model(Protocol):
-    """What a run needs: `minidiff.sd.pipeline.StableDiffusion` has it.
-
-    Attributes:
-        scheduler, schedule, kind: its `scheduler_config.json`, the noise levels, and what the U-Net predicts.
-        zeros: whether no negative prompt means zeros, not "". compiled: whether the networks are.
-        worker: where the networks are moved to work; None: they stay where they are, on `device`.
-        sides: of the pictures that it was trained on. spreads: see `minidiff.sd.conditions.plan`.
-    """
-
-    text: Text
-    unet: UNet
-    vae: VAE
-    scheduler: dict[str, Any]
-    schedule: Discrete
-    kind: str
-    zeros: bool
-    compiled: bool
-    worker: torch.device | None
-    device: torch.device
-    sides: tuple[int, int]
-    spreads: bool
-
-
-@contextmanager
-def at_work(model: Model, net: nn.Module) -> Iterator[nn.Module]:
-    """A network where it works; where networks are offloaded, it is brought there, and back to the CPU at the end."""
-    if model.worker is not None:
-        net.to(model.worker)
-    try:
-        yield net
-    finally:
-        if model.worker is not None:
-            net.to("cpu")
+Told = dict[str, Tensor]  # what a net is told beside the state and the time, by name
 
 
 def run(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterator[Step]:
@@ -68,87 +29,55 @@ def run(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterator[S
     Raises:
         ValueError: a setting that does not fit the model or the others, or too little memory.
     """
-    return _steps(model, _prepare(model, prompt, s), s)
+    return _steps(model, _begin(model, prompt, s), s)                   # a generator alone would check when first asked
 
 
 @torch.inference_mode()
 def _steps(model: Model, steps: Iterator[Step], s: Settings) -> Iterator[Step]:
-    nets = nn.ModuleList([model.unet, *(controlnet for controlnet, *_ in s.controls)])
-    with at_work(model, nets), nullcontext() if model.compiled else packed(nets):
+    """The sampler's steps, taken with networks that are where they work, and as fast as they can be."""
+    nets = nn.ModuleList([model.unet, *(net for net, *_ in s.controls)])
+    with model.at_work(nets), ExitStack() as stack:
+        for faster in () if model.compiled else (packed, kept):         # they would have a compiled net traced anew
+            stack.enter_context(faster(nets))
         for number, step in enumerate(steps):
-            if number == 1:
-                check_finite(model, step.x)
+            if number == 1:                                             # broken weights show in the first call
+                model.check_finite(step.x)
             yield step
 
 
-def check_finite(model: Model, x: Tensor) -> None:
-    """ValueError if a state or picture holds NaN or infinite numbers: large files are not looked through when loaded.
-
-    Raises:
-        ValueError: it names the weights that hold some too.
-    """
-    if x.isfinite().all():
-        return
-    for name, net in (("U-Net", model.unet), ("text encoder", model.text), ("VAE", model.vae)):
-        if broken := nonfinite(net.state_dict()):
-            raise ValueError(f"the weights of the {name} hold NaN or infinite numbers in {broken}: the file is damaged")
-    raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
-
-
 @torch.inference_mode()
-def _prepare(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterator[Step]:
-    """Check everything, encode prompts and pictures, draw the first noise; return the sampler, not yet begun."""
-    unet, factor, channels = model.unet, model.vae.factor, model.vae.config.latent_channels
-    repaints = _repaints(unet.config.in_channels, channels, s)
+def _begin(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterator[Step]:
+    """The sampler, not yet begun: settings checked, prompts and pictures encoded, the first noise drawn."""
+    repaints = _repaints(model, s)
     sampler, levels, options, clipped = plan(model.scheduler, model.schedule, s, model.spreads)
-    image = None if s.image is None else to_tensor(s.image, s.height, s.width, factor)
-    sides = _sides(model, s) if image is None else tuple(image.shape[-2:])
-    check_sides(sides, factor)
-    guided = s.guidance_scale > 1 and not unet.config.time_cond_proj_dim
-    with at_work(model, model.text) as text:
-        given, other = encode(text, prompt, s, guided=guided, zeros=model.zeros)
-    cond, uncond = ({name: part.to(model.device, unet.conv_in.weight.dtype)
-                     for name, part in rows(pair, unet.config, s, sides).items()} if pair else None
-                    for pair in (given, other))
-    pictures = len(given[0]) * s.num_images
-    check_seeds(s.seed, pictures)
-    generators = [torch.Generator().manual_seed(s.seed + i) for i in range(pictures)]
-    shape = (pictures, channels, *(side // factor for side in sides))
-    if s.latents is not None and s.latents.shape != shape:
-        raise ValueError(f"latents have the shape {tuple(s.latents.shape)}; it should be {shape}")
-    memory.check(unet, model.vae, model.device, rows=pictures * (1 + guided), pictures=pictures, sides=sides,
-                 tile=s.tile, offloaded=model.worker is not None)
+    image, mask, sides = _canvas(model, s)
+    cond, uncond = _prompts(model, prompt, s, sides)
+    shape = (len(cond["context"]), model.vae.config.latent_channels, *(side // model.vae.factor for side in sides))
+    _check(model, s, image, mask, shape, guided=uncond is not None)
 
-    pure = image is None or (s.mask is not None and s.taken == 1)        # whether to start from noise alone
-    z0 = None if image is None or (pure and repaints) else _latents(model, image, generators, s)
-    z = (draw(generators, shape) if s.latents is None else s.latents.float()).to(model.device)
-    x = levels.start(z) if pure else levels[0].alpha * z0 + levels[0].sigma * z
-    more = None
-    if s.mask is not None:
-        mask = to_mask(s.mask, *sides)
-        hole = nn.functional.interpolate(_each(mask, pictures, s, "masks"), size=shape[2:]).to(z)
-        # a U-Net that does not repaint has no use for the rest, but as in the reference it is drawn, before other noise
-        rest = _latents(model, image * (1 - mask), generators, s)
-        more = torch.cat([hole, rest], 1) if repaints else None
-    calls = functools.partial(control.calls, sampler, levels, options)
-    net = _net(model, control.prepare(s.controls, unet, factor, shape, len(given[0]), calls), more,
-               1 if uncond is None else 2)
-    if uncond is None:
-        net = functools.partial(net, **cond)
-    else:
-        net = guidance.cfg(net, cond, uncond, s.guidance_scale, s.guidance_rescale)
+    # One generator for each picture drawn, so that it does not depend on its batch. The draws come in the reference's
+    # order, else its seeds gave other pictures: latent of the given picture, first noise, latent of what is outside the
+    # mask, the sampler's noise
+    generators = [torch.Generator().manual_seed(s.seed + i) for i in range(shape[0])]
+    x, z0, z = _start(model, s, levels, image, generators, shape, repaints)
+    hole, rest = (None, None) if mask is None else _outside(model, s, image, mask, generators, shape)
+
+    calls = functools.partial(control.calls, sampler, levels, dict(options))             # a dry run, with its own noise
+    controls = control.prepare(s.controls, model.unet, model.vae.factor, shape, shape[0] // s.num_images, calls)
+    net = _net(model, s, cond, uncond, torch.cat([hole, rest], 1) if repaints else None, controls)
     denoise = denoiser(net, model.kind)
     if clipped is not None:
         denoise = guidance.clip(denoise, -clipped, clipped)
-    if "noise" in inspect.signature(sampler).parameters:
+    if "noise" in inspect.signature(sampler).parameters:                # not torch's global generator
         options["noise"] = lambda like: draw(generators, like.shape).to(like)
-    if s.mask is None or repaints:
+    if mask is None or repaints:
         return sampler(denoise, x, levels, **options)
-    return paste(sampler(guidance.inpaint(denoise, z0, hole, z), x, levels, **options), levels[-1], z0, hole)
+    return guidance.paste(sampler(guidance.inpaint(denoise, z0, hole, z), x, levels, **options), z0, hole)
 
 
-def _repaints(inputs: int, channels: int, s: Settings) -> bool:
+def _repaints(model: Model, s: Settings) -> bool:
     """Whether the U-Net is told the mask and the rest of the picture, beside the state."""
+    inputs, channels = model.unet.config.in_channels, model.vae.config.latent_channels
     if inputs not in (channels, 2 * channels + 1):
         raise ValueError(f"this U-Net has {inputs} input channels; supported are {channels} and, for inpainting, "
                          f"{2 * channels + 1}")
@@ -157,50 +86,99 @@ def _repaints(inputs: int, channels: int, s: Settings) -> bool:
     return inputs != channels
 
 
-def _net(model: Model, controls: list[tuple], more: Tensor | None, copies: int) -> Callable:
-    """The U-Net in its own dtype on a float32 state; a prompt's keys and values are computed only once.
+def _canvas(model: Model, s: Settings) -> tuple[Tensor | None, Tensor | None, tuple[int, int]]:
+    """The picture to start from and its mask, if any, and the height and width of what is drawn."""
+    factor = model.vae.factor
+    if s.image is not None:
+        image = to_tensor(s.image, s.height, s.width, factor)
+        sides = tuple(image.shape[-2:])
+        return image, None if s.mask is None else to_mask(s.mask, *sides), sides
+    sides = s.height, s.width
+    if None in sides:                                                   # the control image's, or the model's own
+        own = to_tensor(s.controls[0][1], *sides, factor).shape[-2:] if s.controls else model.sides
+        sides = s.height or own[0], s.width or own[1]
+    check_sides(sides, factor)
+    return None, None, sides
 
-    Args:
-        controls: see `control.prepare`. more: further channels of the state, for an inpainting U-Net.
-        copies: how often the same states will stand in a batch, each time with other prompts.
+
+def _prompts(model: Model, prompt: str | list[str] | None, s: Settings,
+             sides: tuple[int, int]) -> tuple[Told, Told | None]:
+    """What the U-Net is told with the prompt and, if guided, without it: a row for each picture."""
+    unet = model.unet
+    # a consistency model has learned guidance: it is told the scale, and called once
+    guided = s.guidance_scale > 1 and not unet.config.time_cond_proj_dim
+    with model.at_work(model.text) as text:
+        pairs = encode(text, prompt, s, guided=guided, zeros=model.zeros)
+    cond, uncond = ({name: part.to(model.device, unet.conv_in.weight.dtype)
+                     for name, part in rows(pair, unet.config, s, sides).items()} if pair else None for pair in pairs)
+    return cond, uncond
+
+
+def _check(model: Model, s: Settings, image: Tensor | None, mask: Tensor | None, shape: tuple[int, ...],
+           guided: bool) -> None:
+    """ValueError unless there are pictures for all prompts, and seeds, noise and memory for all pictures to draw."""
+    pictures, _, h, w = shape
+    prompts = pictures // s.num_images
+    for what, given in (("images", image), ("masks", mask)):
+        if given is not None and len(given) not in (1, prompts):
+            raise ValueError(f"there are {prompts} prompts, but {len(given)} {what}")
+    check_seeds(s.seed, pictures)
+    if s.latents is not None and s.latents.shape != shape:
+        raise ValueError(f"latents have the shape {tuple(s.latents.shape)}; it should be {shape}")
+    memory.check(model.unet, model.vae, model.device, rows=pictures * (1 + guided), pictures=pictures,
+                 sides=(h * model.vae.factor, w * model.vae.factor), tile=s.tile, offloaded=model.worker is not None)
+
+
+def _start(model: Model, s: Settings, levels: Grid, image: Tensor | None, generators: list[torch.Generator],
+           shape: tuple[int, ...], repaints: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The first state x, the latent z0 of the picture that it is made from, if any, and its noise z."""
+    # Like the reference: with a mask and strength 1, noise alone, since what is outside the mask is put back anyway
+    pure = image is None or (s.mask is not None and s.taken == 1)
+    z0 = None if image is None or (pure and repaints) else _latents(model, s, image, generators)
+    z = (draw(generators, shape) if s.latents is None else s.latents.float()).to(model.device)
+    return levels.start(z) if pure else levels[0].alpha * z0 + levels[0].sigma * z, z0, z
+
+
+def _outside(model: Model, s: Settings, image: Tensor, mask: Tensor, generators: list[torch.Generator],
+             shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The mask for each latent (B,1,h,w), and the latents (B,C,h,w) of the picture made grey inside it.
+
+    A U-Net that does not repaint has no use for the latents, but the sampler's noise is what comes after theirs.
     """
-    kept, dtype = functools.cache(Kept), model.unet.conv_in.weight.dtype
-
-    def told(part: Callable, copies: int = 1) -> Callable:
-        if model.compiled:
-            return part
-        return lambda x, t, context, **cond: part(x[:len(x) // copies], t, kept(context), **cond)
-
-    net = told(model.unet, copies) if more is None else guidance.extended(told(model.unet, copies), more.to(dtype))
-    for controlnet, hint, scales, guess in controls:
-        net = guidance.controlled(net, told(controlnet), hint.to(model.device), scales, guess=guess)
-    # t as a tensor: a net would be compiled anew for each number
-    return lambda x, t, **cond: net(x.to(dtype), torch.tensor(t, device=x.device), **cond).float()
+    hole = nn.functional.interpolate(mask.repeat_interleave(shape[0] // len(mask), 0), size=shape[2:])       # nearest
+    return hole.to(model.device), _latents(model, s, image * (1 - mask), generators)
 
 
-def _sides(model: Model, s: Settings) -> tuple[int, int]:
-    """Height and width of what is drawn from noise: as given, or the control image's, or the model's own."""
-    if s.height and s.width:
-        return s.height, s.width
-    if s.controls:
-        _, picture, *_ = s.controls[0]
-        own = to_tensor(picture, s.height, s.width, model.vae.factor).shape[-2:]
-    else:
-        own = model.sides
-    return s.height or own[0], s.width or own[1]
-
-
-def _latents(model: Model, image: Tensor, generators: list[torch.Generator], s: Settings) -> Tensor:
+def _latents(model: Model, s: Settings, image: Tensor, generators: list[torch.Generator]) -> Tensor:
     """A sample of the picture's latents for each of those to draw, (B,C,h,w) float32."""
-    prompts = len(generators) // s.num_images
-    if len(image) not in (1, prompts):
-        raise ValueError(f"there are {prompts} prompts, but {len(image)} images")
-    with at_work(model, model.vae) as vae:
+    with model.at_work(model.vae) as vae:
         return posterior(vae, image, generators, s.tile).to(model.device)
 
 
-def _each(parts: Tensor, pictures: int, s: Settings, what: str) -> Tensor:
-    """One, or one per prompt, as one for each picture to draw."""
-    if len(parts) not in (1, pictures // s.num_images):
-        raise ValueError(f"there are {pictures // s.num_images} prompts, but {len(parts)} {what}")
-    return parts.repeat_interleave(pictures // len(parts), 0)
+def _net(model: Model, s: Settings, cond: Told, uncond: Told | None, more: Tensor | None,
+         controls: list[tuple]) -> Callable[[Tensor, float], Tensor]:
+    """The U-Net with all that it is told: in its own dtype, on a float32 state.
+
+    Args:
+        more: further channels of the state, for an inpainting U-Net. controls: see `control.prepare`.
+    """
+    unet, dtype = model.unet, model.unet.conv_in.weight.dtype
+
+    def once(x: Tensor, t: Tensor, **told: Tensor) -> Tensor:
+        # guidance asks for the same states with two prompts: until these enter, the U-Net computes them once
+        return unet(x[:len(x) // 2], t, **told)
+
+    net = unet if uncond is None or model.compiled else once
+    if more is not None:
+        net = guidance.extended(net, more.to(dtype))
+    for controlnet, hint, scales, guess in controls:
+        net = guidance.controlled(net, controlnet, hint.to(model.device), scales, guess=guess)
+
+    def typed(x: Tensor, t: float, **told: Tensor) -> Tensor:
+        # t as a tensor: a net would be compiled anew for each number. The state stays float32, as what the steps add to
+        # it may be less than half precision can tell
+        return net(x.to(dtype), torch.tensor(t, device=x.device), **told).float()
+
+    if uncond is None:
+        return functools.partial(typed, **cond)
+    return guidance.cfg(typed, cond, uncond, s.guidance_scale, s.guidance_rescale)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 
-from minidiff.nets.attention import Kept
+from minidiff.nets.attention import kept
 from minidiff.nets.unet import UNet, UNetConfig, micro_conditioning
 
 XL_BLOCKS = {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -106,9 +106,11 @@ def test_residuals_enter_as_in_diffusers():
 def test_keeping_the_prompts_keys_and_values_changes_nothing():
     net = UNet(UNetConfig.from_dict(SD1)).eval()
     context = torch.randn(2, 7, 24)
-    kept = Kept(context)
+    rows = [(t, torch.randn(2, 4, 8, 8)) for t in (900, 500.5)]
     with torch.inference_mode():
-        for t in (900, 500.5):
-            x = torch.randn(2, 4, 8, 8)
-            torch.testing.assert_close(net(x, t, kept), net(x, t, context), atol=1e-6, rtol=1e-6)
-    assert len(kept) == 16  # one entry for each cross-attention
+        plain = [net(x, t, context) for t, x in rows]
+        with kept(net):
+            for (t, x), expected in zip(rows, plain):
+                torch.testing.assert_close(net(x, t, context), expected, atol=1e-6, rtol=1e-6)
+            asked = [layer.keys_values.cache_info() for layer in net.modules() if "keys_values" in vars(layer)]
+    assert len(asked) == 16 and all(info.hits == info.misses == 1 for info in asked)  # each cross-attention
