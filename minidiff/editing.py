@@ -54,7 +54,7 @@ def invert(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     Yields:
         len(grid) steps; the x of the last one is what `ddim` starts from, `grid.start` left out.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> grid = preset("sd-ddim", 5)
     >>> *_, up = invert(exact(3.0), torch.tensor(3.1), grid)

@@ -4,50 +4,12 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from minidiff.schedule import SD, Discrete, Flow, Level, amplitudes, checked, interpolate
+from minidiff.schedule import Flow, Level
 from minidiff.values import number, whole
-
-# How each diffusers class makes its list of times: spacing where the config has none, coordinates, and the options that
-# it takes besides COMMON; like diffusers, we ignore the options of other classes
-SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-CLASSES = {
-    "DDIMScheduler": ("leading", "VP", ("set_alpha_to_one",)),
-    "DDPMScheduler": ("leading", "VP", ()),
-    "EulerDiscreteScheduler": ("linspace", "VE", (*SIGMAS, "final_sigmas_type", "interpolation_type", "sigma_min",
-                                                  "sigma_max")),
-    "EulerAncestralDiscreteScheduler": ("linspace", "VE", ()),
-    "LMSDiscreteScheduler": ("linspace", "VE", SIGMAS),
-    "HeunDiscreteScheduler": ("linspace", "VE", SIGMAS),
-    "PNDMScheduler": ("leading", "VP", ("set_alpha_to_one",)),
-    "DPMSolverMultistepScheduler": ("linspace", "VP", (*SIGMAS, "final_sigmas_type", "use_lu_lambdas",
-                                                       "use_flow_sigmas")),
-    "UniPCMultistepScheduler": ("linspace", "VP", (*SIGMAS, "final_sigmas_type", "use_flow_sigmas", "sigma_min",
-                                                   "sigma_max")),
-    "LCMScheduler": ("leading", "VP", ("original_inference_steps",)),
-}
-DPM = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
-COMMON = ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
-REFUSED = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "sigma_min", "sigma_max")
-SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
-             "set_alpha_to_one": False, "clip_sample": False}  # the explicit keys of SD 1.x's scheduler_config.json
-PRESETS = {
-    "sd-ddim": {"_class_name": "DDIMScheduler"},
-    "sd-ddpm": {"_class_name": "DDPMScheduler"},
-    "sd-euler": {"_class_name": "EulerDiscreteScheduler"},
-    "sd-euler-ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
-    "sd-euler-karras": {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
-    "sd-heun": {"_class_name": "HeunDiscreteScheduler"},
-    "sd-lms": {"_class_name": "LMSDiscreteScheduler"},
-    "sd-plms": {"_class_name": "PNDMScheduler"},
-    "sd-dpmpp": {"_class_name": "DPMSolverMultistepScheduler"},
-    "sd-dpmpp-karras": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
-    "sd-unipc": {"_class_name": "UniPCMultistepScheduler"},
-    "lcm": {"_class_name": "LCMScheduler"},
-}
 
 
 class Grid(tuple):
@@ -64,6 +26,7 @@ class Grid(tuple):
         ValueError: fewer than two levels, a level that is not three finite numbers, or one noisier than the one before
             it, or all noise or all data where others are left.
 
+    >>> from minidiff.sd.scheduler import preset
     >>> grid = preset("sd-ddim", 4)
     >>> [level.t for level in grid], grid.n, grid[2:].n
     ([751.0, 501.0, 251.0, 1.0, 0.0], 4, 4)
@@ -166,6 +129,7 @@ def spread(grid: Grid, n: int) -> Grid:
     Raises:
         ValueError: the grid has fewer steps.
 
+    >>> from minidiff.sd.scheduler import preset
     >>> [level.t for level in spread(preset("sd-ddim", 10)[5:], 2)]
     [401.0, 201.0, 0.0]
     """
@@ -183,17 +147,6 @@ def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
     """
     a, b = high ** (1 / rho), low ** (1 / rho)
     return [high, *((a + i / (n - 1) * (b - a)) ** rho for i in range(1, n - 1)), low][:n]
-
-
-def preset(name: str, n: int, schedule: Discrete = SD) -> Grid:
-    """The grid that Stable Diffusion 1.x has with one of diffusers' schedulers; names: the keys of PRESETS.
-
-    >>> round(preset("sd-euler-karras", 10)[0].sigma, 4)
-    14.6146
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown grid {name!r}; there are {', '.join(PRESETS)}")
-    return from_diffusers({**SD_CONFIG, **PRESETS[name]}, n, schedule)
 
 
 def flow(n: int, shift: float = 1.0) -> Grid:
@@ -217,61 +170,12 @@ def flow(n: int, shift: float = 1.0) -> Grid:
     return Grid([*levels, Level(0.0, 1.0, 0.0)])
 
 
-def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
-    """The levels that diffusers visits for a `scheduler_config.json`; absent keys take the class's defaults.
+def inverse(nsr: float, table: Sequence[float]) -> float:
+    """The fractional time of a noise-to-signal ratio in a rising table, linear in its logarithm.
 
-    To run another class on a checkpoint's config, replace `_class_name`: what that class does not know is ignored.
-    NOTE: diffusers' LMS and Heun ignore zero terminal SNR too, we do not: test_lms_and_heun_know_zero_terminal_snr.
-
-    Args:
-        config: `_class_name` one of CLASSES. n: steps. schedule: the noise levels, `Discrete.from_config(config)`.
-
-    Raises:
-        ValueError: a class or an option that is not supported, by name, or steps that do not fit.
-
-    Matches: diffusers' schedulers, tests/parity/test_samplers.py.
-
-    >>> config = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
-    >>> [level.t for level in from_diffusers(config, 2, Discrete.from_config(config))]
-    [999.0, 499.0, 0.0]
+    >>> inverse(10.0, [1.0, 100.0])
+    0.5
     """
-    config, name = checked(config), config.get("_class_name")
-    if name not in CLASSES:
-        raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(CLASSES)}")
-    spacing, coordinates, known = CLASSES[name]
-    get = {key: value for key, value in config.items() if key in (*COMMON, *known)}.get
-    for key in REFUSED:
-        if get(key):
-            raise ValueError(f"{name} with {key} is not supported")
-    for key, values in (("interpolation_type", ("linear",)), ("final_sigmas_type", ("zero", "sigma_min"))):
-        if get(key, values[0]) not in values:
-            raise ValueError(f"{key} {get(key)!r} is not supported; supported is {' or '.join(values)}")
-    spacing, dpm = get("timestep_spacing") or spacing, name in DPM
-    if name == "LCMScheduler":
-        ts = distilled(n, schedule.T, get("original_inference_steps", 50))
-    else:
-        ts = times(spacing, n, schedule.T, get("steps_offset", 0), extra=int(dpm and spacing != "trailing"))
-    n, vp = len(ts), coordinates == "VP"
-    ts = [float(round(t)) for t in ts] if vp else ts
-    nsr = schedule.nsr
-    if coordinates == "VE" or dpm:
-        # NOTE: these classes cap an infinite sigma/alpha (zero terminal SNR) at alpha_bar = 2^-24
-        nsr = [min(u, math.sqrt(2**24 - 1)) for u in nsr] if get("rescale_betas_zero_snr") else nsr
-        us = [interpolate(t, nsr) for t in ts]
-        if get("use_karras_sigmas"):
-            us = karras(n, nsr[-1], nsr[0]) if vp else karras(n, us[0], us[-1])
-            ts = [_inverse(u, nsr) for u in us]
-            ts = [float(round(t)) for t in ts] if vp else ts
-    else:
-        us = [nsr[int(t)] for t in ts]
-    first = not get("set_alpha_to_one", name != "PNDMScheduler") or get("final_sigmas_type") == "sigma_min"
-    us = [*us, nsr[0] if first else 0.0]
-    levels = [Level(t, *(amplitudes(u) if vp else (1.0, u))) for t, u in zip([*ts, 0.0], us)]
-    return Grid(levels, from_pure_noise=coordinates == "VE" and spacing != "leading")
-
-
-def _inverse(nsr: float, table: Sequence[float]) -> float:
-    """The fractional time of a noise-to-signal ratio, linear in its logarithm."""
     high = min(max(bisect.bisect_left(table, nsr), 1), len(table) - 1)
     low, logs = high - 1, [math.log(table[high - 1]), math.log(table[high])]
     return min(max(low + (math.log(nsr) - logs[0]) / (logs[1] - logs[0]), 0.0), len(table) - 1.0)

@@ -37,7 +37,7 @@ def log_likelihood(denoise: Callable, x: Tensor, grid: Grid, *, probes: Tensor |
 
     Matches: the exact density of a mixture, tests/test_likelihood.py.
 
-    >>> from minidiff import exact; from minidiff.data.toys import Mixture; from minidiff.grid import preset
+    >>> from minidiff import exact; from minidiff.data.toys import Mixture; from minidiff.sd.scheduler import preset
     >>> line, grid = Mixture(torch.ones(1), torch.zeros(1, 1), 1.0), preset("sd-ddim", 200)
     >>> log_likelihood(exact.denoiser(line), torch.zeros(1, 1), grid).exp()       # N(0, 1) at 0: 1/√(2π)
     tensor([0.3990])

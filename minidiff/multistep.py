@@ -31,7 +31,7 @@ def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator
 
     Matches: LMSDiscreteScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = lms(exact(3.0), torch.tensor(1.0), preset("sd-lms", 5)); last.x
     tensor(3.)
@@ -64,7 +64,7 @@ def plms(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     Raises:
         ValueError: a level has alpha = 0.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = plms(exact(3.0), torch.tensor(1.0), preset("sd-dpmpp", 5)); round(last.x.item(), 3)
     3.0
@@ -94,7 +94,7 @@ def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: boo
     The first step and one to sigma = 0 are of order 1, with lower_order_final also the last of fewer than 15.
     Order 2, one network call per step. Matches: DPMSolverMultistepScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = dpmpp_2m(exact(3.0), torch.tensor(1.0), preset("sd-dpmpp", 5)); last.x
     tensor(3.)
@@ -122,7 +122,7 @@ def unipc(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: bool =
     the p and q that are exact where x0 is quadratic in lam. Of order 1 (d = 0, q = ½) are the first step, one to
     sigma = 0, and with lower_order_final the last: order 2 then, else 3. Matches: UniPCMultistepScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = unipc(exact(3.0), torch.tensor(1.0), preset("sd-unipc", 5)); last.x
     tensor(3.)

@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minidiff.grid import Grid, Step
 from minidiff.multistep import dpmpp_2m, lms, plms, unipc
-from minidiff.schedule import checked
 
 
 def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
@@ -30,7 +28,7 @@ def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
 
     Matches: DDIMScheduler, tests/parity/test_samplers.py.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = ddim(exact(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
     tensor(3.)
@@ -53,7 +51,7 @@ def ddpm(denoise: Callable, x: Tensor, grid: Grid, *,
     Grid: variance-preserving, down to (alpha, sigma) = (1, 0); no noise is drawn on the last step.
     Matches: DDPMScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = ddpm(exact(3.0), torch.tensor(1.0), preset("sd-ddpm", 5)); last.x
     tensor(3.)
@@ -66,7 +64,7 @@ def euler(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
 
     Karras et al. 2022 (arXiv 2206.00364, algorithm 1 without churn). Order 1. Matches: EulerDiscreteScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = euler(exact(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
     tensor(3.)
@@ -80,7 +78,7 @@ def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *,
 
     One draw per step but the last, where there is nothing to add. Matches: EulerAncestralDiscreteScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = euler_ancestral(exact(3.0), torch.tensor(1.0), preset("sd-euler-ancestral", 5)); last.x
     tensor(3.)
@@ -96,7 +94,7 @@ def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     Karras et al. 2022 (arXiv 2206.00364, algorithm 1). Order 2; two network calls per step, one on a step to sigma = 0.
     Matches: HeunDiscreteScheduler on its grid (alpha = 1); the result depends on the coordinates of the grid.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = heun(exact(3.0), torch.tensor(1.0), preset("sd-heun", 5)); last.x
     tensor(3.)
@@ -122,7 +120,7 @@ def lcm(denoise: Callable, x: Tensor, grid: Grid, *, scaling: float = 10.0,
 
     Grid: preset "lcm". No noise is drawn on the last step. Matches: LCMScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = lcm(exact(3.0), torch.tensor(1.0), preset("lcm", 4)); round(last.x.item(), 3)
     3.0
@@ -146,7 +144,7 @@ def consistency(denoise: Callable, x: Tensor, grid: Grid, *,
     `denoise` is the consistency function: its x0 lies on the data at any level.
     Matches: CMStochasticIterativeScheduler.
 
-    >>> from minidiff.grid import preset
+    >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import exact
     >>> *_, last = consistency(exact(3.0), torch.tensor(1.0), preset("sd-euler", 3)); last.x
     tensor(3.)
@@ -162,63 +160,3 @@ def consistency(denoise: Callable, x: Tensor, grid: Grid, *,
 
 SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "euler": euler, "euler_ancestral": euler_ancestral, "heun": heun, "lms": lms,
             "plms": plms, "dpmpp_2m": dpmpp_2m, "unipc": unipc, "lcm": lcm}
-NAMES = {"DDIMScheduler": "ddim", "DDPMScheduler": "ddpm", "EulerDiscreteScheduler": "euler",
-         "EulerAncestralDiscreteScheduler": "euler_ancestral", "HeunDiscreteScheduler": "heun",
-         "LMSDiscreteScheduler": "lms", "PNDMScheduler": "plms", "DPMSolverMultistepScheduler": "dpmpp_2m",
-         "UniPCMultistepScheduler": "unipc", "LCMScheduler": "lcm"}
-# Of each class, the options that would make it another algorithm, with the values that do not; like diffusers, we
-# ignore the options of other classes
-ACCEPTED = {
-    "DDIMScheduler": {"thresholding": (False,)},
-    "DDPMScheduler": {"thresholding": (False,), "variance_type": ("fixed_small",)},
-    "EulerDiscreteScheduler": {"timestep_type": ("discrete",)},
-    "PNDMScheduler": {"skip_prk_steps": (True,)},
-    "LCMScheduler": {"thresholding": (False,)},
-    "DPMSolverMultistepScheduler": {
-        "thresholding": (False,), "algorithm_type": ("dpmsolver++",), "solver_order": (2,), "euler_at_final": (False,),
-        "lambda_min_clipped": (-math.inf,), "variance_type": (None,), "use_dynamic_shifting": (False,),
-        "solver_type": ("midpoint", "logrho", "bh1", "bh2")},  # diffusers reads the other solvers' names as midpoint
-    "UniPCMultistepScheduler": {
-        "thresholding": (False,), "solver_order": (2,), "predict_x0": (True,), "disable_corrector": ([], ()),
-        "solver_p": (None,), "use_dynamic_shifting": (False,), "shift_terminal": (None,),
-        "solver_type": ("bh2", "midpoint", "heun", "logrho")},  # and here as bh2
-}
-CLIPS = {"DDIMScheduler": True, "DDPMScheduler": True, "HeunDiscreteScheduler": False, "LCMScheduler": False}
-UNSAID = {"skip_prk_steps": False}  # where an absent option means one that is not supported
-
-
-def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
-    """The sampler that a diffusers `scheduler_config.json` means, and its keyword arguments.
-
-    `clip_sample` is a statement about x0, not about the sampler: see `clip_range`.
-
-    Raises:
-        ValueError: a class or an option that is not supported, by name.
-
-    >>> from_config({"_class_name": "DPMSolverMultistepScheduler"})[1]
-    {'lower_order_final': True}
-    """
-    config, name = checked(config), config.get("_class_name")
-    if name not in NAMES:
-        raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(NAMES)}")
-    for key, values in ACCEPTED.get(name, {}).items():
-        value = UNSAID.get(key, values[0]) if config.get(key) is None else config[key]
-        if value not in values:
-            raise ValueError(f"{name} with {key} = {value!r} is not supported; supported is {values[0]!r}")
-    options = {}
-    if NAMES[name] in ("dpmpp_2m", "unipc"):
-        options["lower_order_final"] = config.get("lower_order_final", True)
-    if NAMES[name] == "lcm":
-        options["scaling"] = config.get("timestep_scaling", 10.0)
-    return SAMPLERS[NAMES[name]], options
-
-
-def clip_range(config: dict[str, Any]) -> float | None:
-    """How far x0 may be from 0 by a `scheduler_config.json`, for `guidance.clip`; None: any distance.
-
-    >>> clip_range({"_class_name": "DDIMScheduler"}), clip_range({"_class_name": "EulerDiscreteScheduler"})
-    (1.0, None)
-    """
-    config = checked(config)
-    unsaid = CLIPS.get(config.get("_class_name"))
-    return config.get("clip_sample_range", 1.0) if unsaid is not None and config.get("clip_sample", unsaid) else None

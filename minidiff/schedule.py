@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,54 +66,6 @@ def zero_terminal_snr(alpha_bar: Tensor) -> Tensor:
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
 
-# diffusers' `beta_schedule`, those with a start and an end
-OTHER_ENDS = ("HeunDiscreteScheduler", "LCMScheduler")
-WHOLE = {"num_train_timesteps": 1, "steps_offset": 0, "original_inference_steps": 1, "solver_order": 1}
-REAL = ("beta_start", "beta_end", "clip_sample_range", "timestep_scaling")
-TEXTS = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing", "final_sigmas_type",
-         "interpolation_type", "algorithm_type", "solver_type", "timestep_type", "variance_type")
-FLAGS = ("rescale_betas_zero_snr", "clip_sample", "set_alpha_to_one", "skip_prk_steps", "thresholding",
-         "lower_order_final", "euler_at_final", "use_karras_sigmas", "predict_x0")
-BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "sigmoid": sigmoid_betas}
-
-
-def checked(config: dict[str, Any]) -> dict[str, Any]:
-    """A `scheduler_config.json` whose values have their types: whole floats as ints, null numbers and texts left out.
-
-    Raises:
-        ValueError: a value of another type, or one that nothing can be made of, by name.
-
-    >>> checked({"num_train_timesteps": 1000.0, "beta_start": None})
-    {'num_train_timesteps': 1000}
-    >>> checked({"steps_offset": "1"})
-    Traceback (most recent call last):
-    ValueError: the scheduler's config has steps_offset = '1'; it should be a whole number from 0 on
-    """
-    found = {key: value for key, value in config.items() if value is not None or key not in (*WHOLE, *REAL, *TEXTS)}
-    for key, value in found.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if key in WHOLE:
-            fits, what = number and WHOLE[key] <= value == value // 1, f"a whole number from {WHOLE[key]} on"
-            found[key] = int(value) if fits else value
-        elif key in REAL:
-            fits, what = number and value > 0, "a number above 0"
-            if key.startswith("beta"):
-                fits, what = fits and value <= 1, "a number above 0, at most 1"
-        elif key in TEXTS:
-            fits, what = isinstance(value, str), "a text"
-        elif key in FLAGS:
-            fits, what = value is None or value in (0, 1), "true or false"
-        elif key == "trained_betas":
-            fits = value is None or isinstance(value, list | tuple) and len(value) > 1 and all(
-                isinstance(beta, int | float) and 0 < beta <= 1 for beta in value)
-            what = "a list of numbers between 0 and 1"
-        else:
-            continue
-        if not fits:
-            raise ValueError(f"the scheduler's config has {key} = {value!r}; it should be {what}")
-    return found
-
-
 def interpolate(t: float, table: Sequence[float]) -> float:
     """The entry of a table at a fractional position, linearly.
 
@@ -162,36 +114,6 @@ class Discrete:
     def from_betas(cls, betas: Tensor) -> Discrete:
         """The table of alpha_bar[t] = Π (1 − beta[0…t])."""
         return cls(torch.cumprod(1 - betas, 0))
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Discrete:
-        """The table that a diffusers `scheduler_config.json` means.
-
-        Raises:
-            ValueError: an unknown `beta_schedule`, or see `checked`.
-
-        >>> Discrete.from_config({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 10}).T
-        10
-        """
-        config = checked(config)
-        T, name = config.get("num_train_timesteps", 1000), config.get("beta_schedule")
-        if name is None:
-            name = "scaled_linear" if config.get("_class_name") == "LCMScheduler" else "linear"
-        if (trained := config.get("trained_betas")) is not None:
-            if "num_train_timesteps" in config and len(trained) != T:
-                raise ValueError(f"the scheduler's config has {len(trained)} trained_betas, but num_train_timesteps is "
-                                 f"{T}")
-            betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
-        elif name in BETAS:
-            # two of diffusers' classes have other defaults than the rest
-            ends = (0.00085, 0.012) if config.get("_class_name") in OTHER_ENDS else (0.0001, 0.02)
-            betas = BETAS[name](T, config.get("beta_start", ends[0]), config.get("beta_end", ends[1]))
-        elif name == "squaredcos_cap_v2":
-            betas = cosine_betas(T)
-        else:
-            raise ValueError(f"beta_schedule is {name!r}; supported are {', '.join(BETAS)} and squaredcos_cap_v2")
-        table = cls.from_betas(betas)
-        return cls(zero_terminal_snr(table.alpha_bar)) if config.get("rescale_betas_zero_snr") else table
 
     @property
     def T(self) -> int:

@@ -16,8 +16,8 @@ from minidiff.data import scenes
 from minidiff.io.lora import Change, save_lora
 from minidiff.io.weights import load_state, save_state
 from minidiff.nets.controlnet import ControlNet
-from minidiff.sd.conditions import CLASSES
 from minidiff.sd.pipeline import StableDiffusion
+from minidiff.sd.scheduler import NAMES
 from tests import tiny
 
 pytestmark = pytest.mark.quick
@@ -373,7 +373,7 @@ def test_help_shows_vocabulary_samplers_and_an_example(run):
 
 
 def test_the_samplers_in_the_help_are_those_there_are():
-    assert set(cli.SAMPLERS) == set(CLASSES) and all(callable(getattr(samplers, name)) for name in CLASSES)
+    assert set(cli.SAMPLERS) == set(NAMES) and all(callable(getattr(samplers, name)) for name in NAMES)
 
 
 @pytest.mark.parametrize("encoding, printed", [("cp1252", "\\u732b"), ("ascii", "\\u732b"), ("utf-8", "猫")])

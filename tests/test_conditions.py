@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minidiff.grid import SD_CONFIG
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.unet import UNetConfig
 from minidiff.schedule import SD
 from minidiff.sd.conditions import encode, plan, rows
+from minidiff.sd.scheduler import SD_CONFIG
 from minidiff.sd.settings import Settings
 from minidiff.text import Text, load_tokenizer, train_tokenizer
 from tests import tiny

@@ -8,9 +8,9 @@ import minidiff as md
 from minidiff import exact
 from minidiff.data.toys import Mixture
 from minidiff.editing import aligned, invert, look, prompt_to_prompt, slerp
-from minidiff.grid import preset
 from minidiff.nets.attention import watched
 from minidiff.samplers import ddim
+from minidiff.sd.scheduler import preset
 from minidiff.text import words
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from minidiff import grid
-from minidiff.grid import Grid, flow, from_diffusers, karras, preset, spread, times
+from minidiff.grid import Grid, flow, karras, spread, times
 from minidiff.schedule import SD, Discrete, Level, zero_terminal_snr
+from minidiff.sd.scheduler import from_diffusers, preset
 
 pytestmark = pytest.mark.quick
 DDIM, DDPM, EULER, HEUN = "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"
@@ -181,56 +181,12 @@ def test_karras_levels_are_equally_spaced_in_the_seventh_root():
     assert (found[0], found[-1]) == pytest.approx((14.6, 0.03)) and steps == pytest.approx([steps[0]] * 5)
 
 
-@pytest.mark.parametrize("name", grid.PRESETS)
-@pytest.mark.parametrize("n", [1, 2, 50])
-def test_every_preset_has_n_steps_down_to_little_noise(name, n):
-    levels = preset(name, n)
-    assert len(levels) == n + 1 and levels.n == n and levels[-1].sigma <= 0.0292
-
-
-def test_what_is_unknown_is_named_with_what_there_is():
-    with pytest.raises(ValueError, match="unknown grid 'sd-magic'; there are sd-ddim, sd-ddpm, sd-euler"):
-        preset("sd-magic", 10)
+def test_an_unknown_spacing_is_named_with_what_there_is():
     with pytest.raises(ValueError, match="timestep_spacing is 'even'; supported are leading, linspace and trailing"):
         times("even", 10, 1000)
-    with pytest.raises(ValueError, match="scheduler 'KDPM2DiscreteScheduler' is not supported; supported are DDIM"):
-        from_diffusers({"_class_name": "KDPM2DiscreteScheduler"}, 10, SD)
-    with pytest.raises(ValueError, match="interpolation_type 'log_linear' is not supported; supported is linear"):
-        from_diffusers({"_class_name": EULER, "interpolation_type": "log_linear"}, 10, SD)
-
-
-@pytest.mark.parametrize("key", grid.REFUSED)
-def test_an_option_that_would_change_the_levels_is_refused_by_name(key):
-    for name, (_, _, known) in grid.CLASSES.items():
-        plain = from_diffusers({"_class_name": name}, 10, SD)
-        assert from_diffusers({"_class_name": name, key: None}, 10, SD) == plain
-        if key in known:
-            with pytest.raises(ValueError, match=f"{name} with {key} is not supported"):
-                from_diffusers({"_class_name": name, key: True}, 10, SD)
-        else:  # another class's option, left over in a checkpoint's config
-            assert from_diffusers({"_class_name": name, key: True}, 10, SD) == plain
-
-
-@pytest.mark.parametrize("name", [ANCESTRAL, DDIM, DDPM])
-def test_options_of_other_classes_do_not_move_the_levels(name):
-    left_over = {**KARRAS, "final_sigmas_type": "sigma_min", "interpolation_type": "log_linear"}
-    assert from_diffusers({"_class_name": name, **left_over}, 10, SD) == from_diffusers({"_class_name": name}, 10, SD)
-
-
-@pytest.mark.parametrize("name", [EULER, DPM])
-def test_karras_levels_may_end_on_the_lowest_of_the_table(name):
-    levels = from_diffusers({"_class_name": name, **KARRAS, "final_sigmas_type": "sigma_min"}, 10, SD)
-    assert levels[-2].sigma / levels[-2].alpha == pytest.approx(SD.nsr[0], rel=1e-12) and levels[-1] == levels[-2]
-
-
-def test_dpmpp_needs_one_time_more_than_steps():
-    assert from_diffusers({"_class_name": DPM}, 999, SD).n == 999
-    for n in (0, 1000):
-        with pytest.raises(ValueError, match=f"{n} sampling steps; .* allows 1 to 999"):
-            from_diffusers({"_class_name": DPM}, n, SD)
 
 
 def test_flow_runs_from_pure_noise_to_data_on_the_straight_line():
-    levels = grid.flow(10, shift=3.0)
+    levels = flow(10, shift=3.0)
     assert levels[0] == (1000.0, 0.0, 1.0) and levels[-1] == (0.0, 1.0, 0.0) and levels.n == 10
     assert all(a + s == pytest.approx(1) and t == pytest.approx(1000 * s) for t, a, s in levels)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from minidiff import multistep
-from minidiff.grid import Grid, from_diffusers, preset
+from minidiff.grid import Grid
 from minidiff.multistep import lagrange_integrals
 from minidiff.prediction import exact
 from minidiff.schedule import SD, Level
+from minidiff.sd.scheduler import from_diffusers, preset
 from tests.exact import GAUSSIAN, TWO
 from tests.test_samplers import X, curved, last, order
 

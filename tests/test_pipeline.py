@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from minidiff import grid, samplers
+from minidiff import samplers
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.sd import scheduler
 from minidiff.sd.conditions import draw
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.sd.settings import Settings
@@ -114,7 +115,7 @@ def test_latents_are_the_unit_noise_of_the_seed(pipe):
 
 
 def test_a_sampler_may_be_a_function_and_a_grid(pipe):
-    levels = grid.from_diffusers(pipe.scheduler, 3, pipe.schedule)
+    levels = scheduler.from_diffusers(pipe.scheduler, 3, pipe.schedule)
     assert tensor(pipe, sampler=(samplers.ddim, levels), steps=99).equal(tensor(pipe))
 
 

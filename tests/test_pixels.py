@@ -3,7 +3,6 @@ import torch
 import torch.nn.functional as F
 
 from minidiff.data import scenes
-from minidiff.grid import preset
 from minidiff.io.weights import weights_dir
 from minidiff.measure.metrics import kernel_distance
 from minidiff.nets.reader import Reader
@@ -11,6 +10,7 @@ from minidiff.nets.unet import UNet
 from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
 from minidiff.schedule import SD
+from minidiff.sd.scheduler import preset
 from minidiff.train import losses
 
 

@@ -5,10 +5,10 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from minidiff import grid, samplers
+from minidiff import samplers
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.schedule import Level
-from minidiff.sd import run
+from minidiff.sd import run, scheduler
 from minidiff.sd.pipeline import StableDiffusion
 from tests import tiny
 
@@ -47,7 +47,7 @@ def test_outside_the_mask_the_latents_stay_whatever_levels_a_sampler_yields_and_
         for step in samplers.ddim(denoise, x, levels[:n + 1]):
             yield step._replace(level=Level(*step.level))  # equal, not the same
 
-    z = pipe.inpaint(PROMPT, IMAGE, LEFT, sampler=(own, grid.preset("sd-ddim", 4)), output="latent")
+    z = pipe.inpaint(PROMPT, IMAGE, LEFT, sampler=(own, scheduler.preset("sd-ddim", 4)), output="latent")
     known = pipe.vae.encode(2 * IMAGE[None] - 1, run.draw([torch.Generator().manual_seed(0)], (1, 4, 8, 8)))
     assert_close(z[..., 4:], known[..., 4:])
     assert (z[..., :4] - known[..., :4]).abs().max() > 0.1

@@ -1,16 +1,17 @@
 """Samplers against published numbers and closed forms: orders, coordinates, statistics, gradients."""
 
 import math
-import re
 
 import pytest
 import torch
 
-from minidiff import grid, samplers
-from minidiff.grid import Grid, from_diffusers, preset
+from minidiff import samplers
+from minidiff.grid import Grid
 from minidiff.prediction import Pred, denoiser, target
 from minidiff.samplers import SAMPLERS
 from minidiff.schedule import SD, Discrete, Level, amplitudes, zero_terminal_snr
+from minidiff.sd import scheduler
+from minidiff.sd.scheduler import from_diffusers, preset
 from tests.exact import GAUSSIAN, TWO, moved
 
 pytestmark = pytest.mark.quick
@@ -52,7 +53,7 @@ def curved(x, t):
     ("dpmpp_2m", "sd-dpmpp-karras", {}, "eps", [1.238498, 1.526877, 1.888982, 2.281970], 2.118527),
 ])
 def test_worked_trajectory_is_the_published_one(sampler, name, more, kind, states, end):
-    levels = from_diffusers({**grid.SD_CONFIG, **grid.PRESETS[name], **more}, 10, SD)
+    levels = from_diffusers({**scheduler.SD_CONFIG, **scheduler.PRESETS[name], **more}, 10, SD)
     noise = {"noise": draws()} if sampler in ("ddpm", "euler_ancestral") else {}
     steps = list(SAMPLERS[sampler](denoiser(lambda x, t: 0.5 * x + 0.1, kind), levels.start(torch.ones(1, 1, 1, 1)),
                                    levels, **noise))
@@ -278,53 +279,6 @@ def test_gradients_flow_through_the_sampler(name):
     x = X.clone().requires_grad_()
     levels = preset("sd-ddim", 4)
     assert torch.autograd.gradcheck(lambda x: last(SAMPLERS[name], denoiser(curved, "v"), x, levels), x)
-
-
-# --- scheduler_config.json
-
-@pytest.mark.parametrize("key, value", [("thresholding", True), ("variance_type", "fixed_large"),
-                                        ("algorithm_type", "sde-dpmsolver++"), ("solver_order", 3),
-                                        ("solver_type", "heun"), ("solver_type", "bh1"), ("euler_at_final", True),
-                                        ("timestep_type", "continuous"), ("skip_prk_steps", False),
-                                        ("predict_x0", False), ("disable_corrector", [0])])
-def test_from_config_refuses_an_unsupported_option_by_name_where_the_class_has_it(key, value):
-    refused = 0
-    for name, sampler in samplers.NAMES.items():
-        config = {"skip_prk_steps": True, "_class_name": name, key: value}
-        if value not in samplers.ACCEPTED.get(name, {}).get(key, (value,)):
-            refused += 1
-            with pytest.raises(ValueError, match=re.escape(f"{name} with {key} = {value!r} is not supported")):
-                samplers.from_config(config)
-            assert key == "skip_prk_steps" or samplers.from_config({**config, key: None})[0] is SAMPLERS[sampler]
-        else:  # another class's option, left over in a checkpoint's config
-            assert samplers.from_config(config)[0] is SAMPLERS[sampler]
-    assert refused
-
-
-def test_from_config_names_the_supported_classes():
-    for name, sampler in samplers.NAMES.items():
-        assert samplers.from_config({"_class_name": name, "skip_prk_steps": True})[0] is SAMPLERS[sampler]
-    with pytest.raises(ValueError, match="scheduler 'DEISMultistepScheduler' is not supported; supported are DDIM"):
-        samplers.from_config({"_class_name": "DEISMultistepScheduler"})
-    for name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler"):
-        found = samplers.from_config({"_class_name": name, "lower_order_final": False})
-        assert found == (SAMPLERS[samplers.NAMES[name]], {"lower_order_final": False})
-    assert samplers.from_config({"_class_name": "LCMScheduler", "timestep_scaling": 5})[1] == {"scaling": 5}
-
-
-def test_pndm_without_a_word_means_runge_kutta_steps_which_we_do_not_have():
-    with pytest.raises(ValueError, match="PNDMScheduler with skip_prk_steps = False is not supported"):
-        samplers.from_config({"_class_name": "PNDMScheduler"})
-
-
-@pytest.mark.parametrize("name, unsaid", [("DDIMScheduler", 1.0), ("DDPMScheduler", 1.0), ("LCMScheduler", None),
-                                          ("HeunDiscreteScheduler", None), ("EulerDiscreteScheduler", None)])
-def test_where_x0_is_clipped_depends_on_the_class(name, unsaid):
-    assert samplers.clip_range({"_class_name": name}) == unsaid
-    assert samplers.clip_range({"_class_name": name, "clip_sample": False}) is None
-    known = name != "EulerDiscreteScheduler"
-    assert samplers.clip_range({"_class_name": name, "clip_sample": True, "clip_sample_range": 2.0}) == \
-        (2.0 if known else None)
 
 
 RATIOS = [10.0 * (0.1 / 10) ** (i / 8) for i in range(9)]

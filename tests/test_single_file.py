@@ -13,7 +13,6 @@ import zipfile
 import pytest
 import torch
 
-from minidiff.grid import from_diffusers
 from minidiff.io import checkpoint, rename, weights
 from minidiff.io.checkpoint import FAMILIES, PARTS
 from minidiff.io.info import describe
@@ -24,9 +23,9 @@ from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.layers import Blank
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
-from minidiff.schedule import Discrete
 from minidiff.sd.models import load
 from minidiff.sd.pipeline import StableDiffusion
+from minidiff.sd.scheduler import discrete, from_diffusers
 from tests import tiny
 
 UNET, VAE_, TEXT = PARTS["unet"][0], PARTS["vae"][0], PARTS["text_encoder"][0]
@@ -141,7 +140,7 @@ def test_the_family_is_told_by_the_keys(name, changes, family):
 def test_what_a_file_says_of_its_prediction_counts(name, markers, notes, kind, zero):
     state = files_state(name) | {marker: torch.zeros(0) for marker in markers}
     found = checkpoint.configs(None, state, "x", notes)
-    scheduler, schedule = found["scheduler"], Discrete.from_config(found["scheduler"])
+    scheduler, schedule = found["scheduler"], discrete(found["scheduler"])
     assert scheduler["prediction_type"] == kind and (schedule.alpha_bar[-1] == 0) == zero
     assert found["unet"]["sample_size"] == {"sd1": 64, "sd2": 96 if kind == "v_prediction" else 64, "sdxl": 128}[name]
     levels = from_diffusers(scheduler, 5, schedule)

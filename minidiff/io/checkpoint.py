@@ -1,6 +1,7 @@
 """Single files: which family of Stable Diffusion one is, the configs that it does not carry, and its parts."""
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,49 @@ def _folder(folder: Path) -> dict[str, dict]:
     found = {name: read_json(folder / name / files.get(name, "config.json")) for name in names}
     found["scheduler"]["_class_name"] = named(index, "scheduler")
     return found
+
+
+# The types of the values of a scheduler_config.json
+WHOLE = {"num_train_timesteps": 1, "steps_offset": 0, "original_inference_steps": 1, "solver_order": 1}  # the least
+REAL = ("beta_start", "beta_end", "clip_sample_range", "timestep_scaling")
+TEXTS = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing", "final_sigmas_type",
+         "interpolation_type", "algorithm_type", "solver_type", "timestep_type", "variance_type")
+FLAGS = ("rescale_betas_zero_snr", "clip_sample", "set_alpha_to_one", "skip_prk_steps", "thresholding",
+         "lower_order_final", "euler_at_final", "use_karras_sigmas", "predict_x0")
+
+
+def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A `scheduler_config.json` whose values have their types: whole floats as ints, null numbers and texts left out.
+
+    Raises:
+        ValueError: a value of another type, or one that nothing can be made of, by name.
+
+    >>> scheduler_config({"num_train_timesteps": 1000.0, "beta_start": None})
+    {'num_train_timesteps': 1000}
+    >>> scheduler_config({"steps_offset": "1"})
+    Traceback (most recent call last):
+    ValueError: the scheduler's config has steps_offset = '1'; it should be a whole number from 0 on
+    """
+    typed = {key: value for key, value in config.items() if value is not None or key not in (*WHOLE, *REAL, *TEXTS)}
+    for key, value in typed.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if key in WHOLE:
+            fits, what = number and WHOLE[key] <= value == value // 1, f"a whole number from {WHOLE[key]} on"
+            typed[key] = int(value) if fits else value
+        elif key in REAL:
+            fits, what = number and value > 0, "a number above 0"
+            if key.startswith("beta"):
+                fits, what = fits and value <= 1, "a number above 0, at most 1"
+        elif key in TEXTS:
+            fits, what = isinstance(value, str), "a text"
+        elif key in FLAGS:
+            fits, what = value is None or value in (0, 1), "true or false"
+        elif key == "trained_betas":
+            fits = value is None or isinstance(value, list | tuple) and len(value) > 1 and all(
+                isinstance(beta, int | float) and 0 < beta <= 1 for beta in value)
+            what = "a list of numbers between 0 and 1"
+        else:
+            continue
+        if not fits:
+            raise ValueError(f"the scheduler's config has {key} = {value!r}; it should be {what}")
+    return typed

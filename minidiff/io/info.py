@@ -7,10 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from minidiff.io.checkpoint import EMA, FAMILIES, KINDS, PARTS, TITLES, WIDTHS, family, kind, named, part, predicts
+from minidiff.io.checkpoint import (
+    EMA,
+    FAMILIES,
+    KINDS,
+    PARTS,
+    TITLES,
+    WIDTHS,
+    family,
+    kind,
+    named,
+    part,
+    predicts,
+    scheduler_config,
+)
 from minidiff.io.hub import find
 from minidiff.io.weights import State, load_state, read_json, read_notes, read_object
-from minidiff.schedule import checked
 
 SMALL = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_model.safetensors",
          "learned_embeds.safetensors", "learned_embeds.bin")  # a LoRA or a textual inversion in a folder of its own
@@ -122,7 +134,7 @@ def _folder(folder: Path) -> dict[str, Any]:
         inpaints = isinstance(outputs, int) and config.get("in_channels", 4) == 2 * outputs + 1
         result["family"] = title + latent + (" inpainting" if inpaints else "")
     if "scheduler" in names:
-        config = checked(read_json(folder / "scheduler" / "scheduler_config.json"))
+        config = scheduler_config(read_json(folder / "scheduler" / "scheduler_config.json"))
         result |= {"scheduler": named(index, "scheduler"),
                    "prediction_type": config.get("prediction_type") or "epsilon",
                    "zero_terminal_snr": bool(config.get("rescale_betas_zero_snr"))}

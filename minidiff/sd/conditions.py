@@ -12,11 +12,11 @@ from minidiff import grid, samplers
 from minidiff.nets.unet import UNetConfig, micro_conditioning
 from minidiff.nets.vae import VAE
 from minidiff.schedule import Discrete
+from minidiff.sd import scheduler
 from minidiff.sd.settings import Settings
 from minidiff.text import Text, lost_words
 
 Pair = tuple[Tensor, Tensor | None]  # context (P,N,D) and vec (P,V) of P prompts, as `Text` gives them
-CLASSES = {name: theirs for theirs, name in samplers.NAMES.items()}  # sampler -> diffusers' class
 
 
 def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
@@ -31,7 +31,7 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
     Raises:
         ValueError: an unknown or unsupported sampler, or settings that do not fit it.
 
-    >>> plan(grid.SD_CONFIG, grid.SD, Settings(sampler="euler", steps=4))[1].n
+    >>> plan(scheduler.SD_CONFIG, scheduler.SD, Settings(sampler="euler", steps=4))[1].n
     4
     """
     clipped = None
@@ -40,13 +40,13 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
         options = {}
     else:
         if s.sampler is not None:
-            if s.sampler not in CLASSES:
-                raise ValueError(f"unknown sampler {s.sampler!r}; there are {', '.join(CLASSES)}")
+            if s.sampler not in scheduler.NAMES:
+                raise ValueError(f"unknown sampler {s.sampler!r}; there are {', '.join(scheduler.NAMES)}")
             # plms is PNDM without the Runge-Kutta steps, which are off in Stable Diffusion's configs
-            config = {"skip_prk_steps": True, **config, "_class_name": CLASSES[s.sampler]}
-        sampler, options = samplers.from_config(config)
-        levels = grid.from_diffusers(config, s.steps, schedule)
-        clipped = samplers.clip_range(config)
+            config = {"skip_prk_steps": True, **config, "_class_name": scheduler.NAMES[s.sampler]}
+        sampler, options = scheduler.from_config(config)
+        levels = scheduler.from_diffusers(config, s.steps, schedule)
+        clipped = scheduler.clip_range(config)
     if s.eta is not None:
         if sampler is not samplers.ddim:
             raise ValueError(f"eta belongs to ddim; the sampler is {getattr(sampler, '__name__', sampler)}")
@@ -56,7 +56,7 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
     if s.image is not None:
         spreads = spreads and sampler is samplers.lcm and s.mask is None and not isinstance(s.sampler, tuple)
         if spreads:
-            levels = grid.from_diffusers(config, config.get("original_inference_steps", 50), schedule)
+            levels = scheduler.from_diffusers(config, config.get("original_inference_steps", 50), schedule)
         n = len(levels) - 1
         taken = int(n * s.taken)
         if taken < 1:

@@ -57,9 +57,9 @@ def prepare(rows: list[tuple], unet: UNet, factor: int, shape: tuple[int, ...], 
 def calls(sampler: Callable, levels: Grid, options: dict) -> int:
     """How often a sampler calls the network: seen in a dry run on a single number.
 
-    >>> from minidiff import grid, samplers
-    >>> calls(samplers.ddim, grid.preset("sd-ddim", 5), {}), calls(samplers.heun, grid.preset("sd-heun", 5), {})
-    (5, 9)
+    >>> from minidiff import samplers; from minidiff.sd import scheduler
+    >>> [calls(samplers.SAMPLERS[name], scheduler.preset(f"sd-{name}", 5), {}) for name in ("ddim", "heun")]
+    [5, 9]
     """
     seen = []
 

@@ -18,7 +18,7 @@ from minidiff.io.weights import load_state, nonfinite, read_json, read_notes, sa
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.schedule import Discrete
+from minidiff.sd.scheduler import discrete
 from minidiff.text import EOS, Text, load_tokenizers, save_tokenizer
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
@@ -65,7 +65,7 @@ class Model:
                                  ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
             if own != given:
                 raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
-        self.schedule = Discrete.from_config(self.scheduler)
+        self.schedule = discrete(self.scheduler)
         kind = self.scheduler.get("prediction_type") or "epsilon"
         if kind not in KINDS:
             raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(KINDS)}")

@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from minidiff import guidance  # noqa: E402
 from minidiff.data import scenes  # noqa: E402
-from minidiff.grid import preset  # noqa: E402
 from minidiff.io.weights import weights_dir  # noqa: E402
 from minidiff.measure import metrics  # noqa: E402
 from minidiff.measure.evaluate import share  # noqa: E402
@@ -35,6 +34,7 @@ from minidiff.nets.reader import Reader  # noqa: E402
 from minidiff.nets.unet import UNet  # noqa: E402
 from minidiff.prediction import denoiser  # noqa: E402
 from minidiff.samplers import ddim  # noqa: E402
+from minidiff.sd.scheduler import preset  # noqa: E402
 
 OBJECTS = scenes.ATTRIBUTES["object"]
 SCALES, LIMITS = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0), (0.3, 3.0)  # LIMITS: of sigma/alpha, for `limited`

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from minidiff import samplers  # noqa: E402
 from minidiff.data import scenes  # noqa: E402
-from minidiff.grid import preset  # noqa: E402
 from minidiff.measure.evaluate import prompt_set  # noqa: E402
 from minidiff.sd.pipeline import StableDiffusion  # noqa: E402
+from minidiff.sd.scheduler import preset  # noqa: E402
 
 SHELF = {"Euler": samplers.euler, "Heun": samplers.heun, "LMS": samplers.lms,
          "DPM-Solver++(2M)": samplers.dpmpp_2m, "UniPC": samplers.unipc}

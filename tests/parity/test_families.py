@@ -10,8 +10,8 @@ from minidiff.data import scenes
 from minidiff.io.weights import read_json
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.sd.conditions import CLASSES
 from minidiff.sd.pipeline import StableDiffusion
+from minidiff.sd.scheduler import NAMES
 from minidiff.text import Text
 from tests import rules, series
 from tests.parity.families import FAMILIES, as_class, build
@@ -109,7 +109,7 @@ def test_x0_is_clipped_where_config_or_class_say_so(models, sampler):
     kept, config = theirs.scheduler, {**ours.scheduler, "clip_sample_range": 0.5}
     for said in ({}, {"clip_sample": True}, {"clip_sample": False}):
         config = {key: value for key, value in config.items() if key != "clip_sample"} | said
-        theirs.scheduler = getattr(diffusers, CLASSES[sampler]).from_config(config)
+        theirs.scheduler = getattr(diffusers, NAMES[sampler]).from_config(config)
         want = theirs(PROMPT, num_inference_steps=4, generator=generators(), guidance_scale=7.5, output_type="pt")
         other = StableDiffusion(ours.text, ours.unet, ours.vae, config, ours.zeros)
         same(other(PROMPT, steps=4, sampler=sampler, output="tensor"), want.images)
@@ -168,7 +168,7 @@ def test_an_inpainted_picture_depends_on_its_seed_alone(models, name, strength):
 def test_inpainting_with_every_sampler(models, name, sampler):
     theirs, ours = models(name)
     pipe = as_class(theirs, "StableDiffusionInpaintPipeline")
-    pipe.scheduler = getattr(diffusers, CLASSES[sampler]).from_config({"skip_prk_steps": True, **pipe.scheduler.config})
+    pipe.scheduler = getattr(diffusers, NAMES[sampler]).from_config({"skip_prk_steps": True, **pipe.scheduler.config})
     for strength in (1.0, 0.6) if sampler not in ("lms", "plms") else (1.0,):
         want = pipe(PROMPT, image=picture(), mask_image=mask(), height=32, width=32, strength=strength,
                     num_inference_steps=6, generator=generators(), output_type="pt").images
@@ -180,7 +180,7 @@ def test_inpainting_with_every_sampler(models, name, sampler):
 def test_every_sampler_means_the_class_from_the_models_config(models, name):
     theirs, ours = models(name)
     kept = theirs.scheduler
-    for sampler, theirs_name in CLASSES.items():
+    for sampler, theirs_name in NAMES.items():
         if sampler == "plms" and ours.kind == "v":
             continue  # test_plms_averages_eps_whatever_the_kind
         theirs.scheduler = getattr(diffusers, theirs_name).from_config({"skip_prk_steps": True, **kept.config})

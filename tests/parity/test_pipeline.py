@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minidiff.data import scenes
-from minidiff.sd.conditions import CLASSES
 from minidiff.sd.pipeline import StableDiffusion
+from minidiff.sd.scheduler import NAMES
 from minidiff.text import train_tokenizer
 from tests import tiny
 
@@ -52,14 +52,14 @@ def swap(theirs, name: str | None):
     """Give diffusers' pipeline the scheduler that `sampler=name` means; plms is PNDM without Runge-Kutta steps."""
     if name:
         config = {"skip_prk_steps": True, **theirs.scheduler.config}
-        theirs.scheduler = getattr(diffusers, CLASSES[name]).from_config(config)
+        theirs.scheduler = getattr(diffusers, NAMES[name]).from_config(config)
 
 
 def picture(size: int) -> Image.Image:
     return Image.fromarray(scenes.render(1, size, seed=3)[0][0].permute(1, 2, 0).numpy())
 
 
-@pytest.mark.parametrize("name", [None, *CLASSES])
+@pytest.mark.parametrize("name", [None, *NAMES])
 def test_every_sampler_draws_diffusers_picture(models, name):
     theirs, ours = models
     scheduler = theirs.scheduler
@@ -120,7 +120,7 @@ def img2img(theirs):
 
 
 # lms, plms: diffusers cuts the list of times but not the history, test_a_slice_starts_lms_with_one_derivative
-@pytest.mark.parametrize("name", [None, *(name for name in CLASSES if name not in ("lms", "plms"))])
+@pytest.mark.parametrize("name", [None, *(name for name in NAMES if name not in ("lms", "plms"))])
 def test_img2img_redraws_diffusers_picture(models, name):
     theirs, ours = models
     scheduler = theirs.scheduler

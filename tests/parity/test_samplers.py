@@ -5,7 +5,8 @@ import torch
 
 from minidiff import grid, samplers
 from minidiff.prediction import denoiser, target
-from minidiff.schedule import SD, Discrete
+from minidiff.schedule import SD
+from minidiff.sd.scheduler import CLASSES, discrete, from_config, from_diffusers, preset
 from tests.exact import TWO
 
 BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -77,9 +78,9 @@ def theirs(name, config, n, eta=0.0, seed=1):
 
 def ours(name, config, n, kind, seed=1, **options):
     config = {**BASE, **config, "_class_name": name}
-    schedule = Discrete.from_config(config)
-    sampler, found = samplers.from_config(config)
-    levels = grid.from_diffusers(config, n, schedule)
+    schedule = discrete(config)
+    sampler, found = from_config(config)
+    levels = from_diffusers(config, n, schedule)
     generator = torch.Generator().manual_seed(seed)
     if sampler in (samplers.ddpm, samplers.euler_ancestral, samplers.lcm) or options:
         options["noise"] = lambda like: torch.randn(like.shape, generator=generator)
@@ -114,13 +115,13 @@ def visited(scheduler, n):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", grid.CLASSES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_class_on_anothers_config_takes_only_the_options_it_knows(name, options):
     options = {**options, "skip_prk_steps": True}
     reference = visited(getattr(diffusers, name).from_config({**BASE, **options}), 20)
     if name in ("DDIMScheduler", "PNDMScheduler", "LCMScheduler"):  # they keep alpha_bar
         reference = reference[:1]
-    levels = grid.from_diffusers({**BASE, **options, "_class_name": name}, 20, SD)
+    levels = from_diffusers({**BASE, **options, "_class_name": name}, 20, SD)
     mine = [[level.t for level in levels[:-1]], [level.sigma / level.alpha for level in levels]]
     for found, row in zip(mine, reference):
         assert found == pytest.approx(row, rel=1e-5, abs=1e-3)
@@ -133,7 +134,7 @@ def test_times_equal_diffusers_for_every_number_of_steps(name, spacing):
     scheduler = getattr(diffusers, name).from_config(config)
     for n in (*range(1, 103), 250, 333, 999):
         if not (spacing == "trailing" and n == 61):  # test_trailing_has_exactly_n_times
-            levels = grid.from_diffusers(config, n, SD)
+            levels = from_diffusers(config, n, SD)
             assert [level.t for level in levels[:-1]] == pytest.approx(visited(scheduler, n)[0], abs=1e-3)
 
 
@@ -178,13 +179,13 @@ def test_lcm_equals_diffusers(n, more):
 
 def test_lcm_times_and_defaults_equal_diffusers():
     scheduler = diffusers.LCMScheduler()
-    schedule = Discrete.from_config({"_class_name": "LCMScheduler"})
+    schedule = discrete({"_class_name": "LCMScheduler"})
     torch.testing.assert_close(schedule.alpha_bar, scheduler.alphas_cumprod)
     for n in range(1, 51):
-        levels = grid.from_diffusers({"_class_name": "LCMScheduler"}, n, schedule)
+        levels = from_diffusers({"_class_name": "LCMScheduler"}, n, schedule)
         assert [level.t for level in levels[:-1]] == visited(scheduler, n)[0]
     with pytest.raises(ValueError, match="distilled for 50 steps allows 1 to 50"):
-        grid.preset("lcm", 51)
+        preset("lcm", 51)
 
 
 def test_consistency_equals_diffusers():
@@ -240,7 +241,7 @@ def test_ddim_steps_land_where_the_next_one_starts():
     t = scheduler.timesteps
     assert int((t[:-1] - 1000 // 50 != t[1:]).sum()) == 19
     # with the exact denoiser of one point, every step that knows where it stands keeps x = alpha·x0 + sigma·eps
-    levels = grid.from_diffusers({**BASE, **config, "_class_name": "DDIMScheduler"}, 50, SD)
+    levels = from_diffusers({**BASE, **config, "_class_name": "DDIMScheduler"}, 50, SD)
     assert [level.t for level in levels[:-1]] == t.tolist()
     x, eps = 3.0, Z
     for step in samplers.ddim(lambda x, level: (torch.tensor(3.0), (x - level.alpha * 3.0) / level.sigma),
@@ -261,7 +262,7 @@ def test_clip_rederives_eps():
         for t in scheduler.timesteps:
             x = scheduler.step(net(x, t), t, x, use_clipped_model_output=use).prev_sample
         results.append(x)
-    levels = grid.preset("sd-ddim", 10)
+    levels = preset("sd-ddim", 10)
     *_, last = samplers.ddim(guidance.clip(denoiser(net, "eps")), Z, levels)
     assert_same(last.x, results[1])
     assert (last.x - results[0]).abs().max() > 1e-2
@@ -269,7 +270,7 @@ def test_clip_rederives_eps():
 
 def test_a_slice_starts_lms_with_one_derivative():
     """diffusers cuts the list of times for img2img but not the order: its first step there has fourth-order weights."""
-    levels = grid.preset("sd-lms", 20)[8:]
+    levels = preset("sd-lms", 20)[8:]
     x = levels[0].sigma * Z
     states = [step.x for step in samplers.lms(denoiser(net, "eps"), x, levels)]
     *_, one = samplers.euler(denoiser(net, "eps"), x, levels[:2])
@@ -285,7 +286,7 @@ def test_a_slice_starts_lms_with_one_derivative():
 def plms_errors(n, begin, kind):
     """How far PLMS, ours and diffusers', ends from the exact solution for a mixture, from entry `begin` of n steps."""
     config = {**BASE, **PNDM, "prediction_type": KINDS[kind], "_class_name": "PNDMScheduler"}
-    levels = grid.from_diffusers(config, n, SD)[begin:]
+    levels = from_diffusers(config, n, SD)[begin:]
 
     def exact(x, t):
         level = grid.Level(float(t), *SD(float(t)))
@@ -318,8 +319,8 @@ def test_plms_averages_eps_whatever_the_kind():
 def test_lms_and_heun_know_zero_terminal_snr(name):
     """diffusers' two classes drop `rescale_betas_zero_snr`, and feed the net states less noisy than t says."""
     config = {**BASE, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "_class_name": name}
-    trained = Discrete.from_config(config)
-    levels = grid.from_diffusers(config, 10, trained)
+    trained = discrete(config)
+    levels = from_diffusers(config, 10, trained)
     for t, alpha, sigma in levels[1:-1]:
         a, s = trained(t)
         assert sigma / alpha == pytest.approx(s / a, rel=1e-6)
@@ -330,7 +331,7 @@ def test_lms_and_heun_know_zero_terminal_snr(name):
 def test_dpmpp_on_a_slice_counts_the_steps_it_takes_from_the_full_grid():
     """20 steps cut to 10: the last one stays of order 2, as in the full run; by its length alone it would be of 1."""
     config = {**BASE, "_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"}
-    part = grid.from_diffusers(config, 20, SD)[10:]
+    part = from_diffusers(config, 20, SD)[10:]
     *_, last = samplers.dpmpp_2m(denoiser(net, "eps"), Z, part)
     *_, full = samplers.dpmpp_2m(denoiser(net, "eps"), Z, part, lower_order_final=False)
     *_, short = samplers.dpmpp_2m(denoiser(net, "eps"), Z, grid.Grid(part))

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.data import files, scenes
-from minidiff.grid import preset
 from minidiff.nets.classifier import Classifier, ClassifierConfig
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.prediction import denoiser
 from minidiff.samplers import ddim
 from minidiff.schedule import SD
+from minidiff.sd.scheduler import preset
 from minidiff.train import losses
 from minidiff.train.pictures import DRAWINGS, Pictures, draw, from_bytes, sheet
 from minidiff.train.recipes.begin import start

@@ -1,0 +1,231 @@
+"""What each of diffusers' scheduler classes means: one row of a table, read as a schedule, a sampler and a grid.
+
+A `scheduler_config.json` names a class and some of its options; absent ones take the class's defaults. To run another
+class on a checkpoint's config, replace `_class_name`: like diffusers, we ignore the options of other classes.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from minidiff import samplers
+from minidiff.grid import Grid, distilled, inverse, karras, times
+from minidiff.io.checkpoint import scheduler_config
+from minidiff.schedule import (
+    SD,
+    Discrete,
+    Level,
+    amplitudes,
+    cosine_betas,
+    interpolate,
+    linear_betas,
+    scaled_linear_betas,
+    sigmoid_betas,
+    zero_terminal_snr,
+)
+
+
+class Row(NamedTuple):
+    """One of diffusers' classes."""
+
+    sampler: Callable
+    spacing: str = "linspace"         # of the times, where the config has none
+    coordinates: str = "VP"           # of the states: variance-preserving, or with alpha = 1 (VE)
+    reads: tuple[str, ...] = ()       # options of its grid, besides COMMON
+    accepts: dict[str, tuple] = {}    # options that would make it another algorithm, and their values that do not
+    takes: dict[str, tuple] = {}      # keyword of the sampler -> option and its default
+    clips: bool | None = None         # x0, where the config does not say; None: it never does
+    clean: bool = True                # whether the last level is without noise, where the config does not say
+    betas: tuple = ("linear", 0.0001, 0.02)  # schedule and its ends, where the config has none
+
+
+COMMON = ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
+SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+ENDS = ("sigma_min", "sigma_max")
+REFUSED = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", *ENDS)
+NO_THRESHOLD = {"thresholding": (False,)}
+LAST = {"lower_order_final": ("lower_order_final", True)}
+CLASSES = {
+    "DDIMScheduler": Row(samplers.ddim, "leading", reads=("set_alpha_to_one",), accepts=NO_THRESHOLD, clips=True),
+    "DDPMScheduler": Row(samplers.ddpm, "leading", accepts={**NO_THRESHOLD, "variance_type": ("fixed_small",)},
+                         clips=True),
+    "EulerDiscreteScheduler": Row(samplers.euler, coordinates="VE", accepts={"timestep_type": ("discrete",)},
+                                  reads=(*SIGMAS, *ENDS, "final_sigmas_type", "interpolation_type")),
+    "EulerAncestralDiscreteScheduler": Row(samplers.euler_ancestral, coordinates="VE"),
+    "HeunDiscreteScheduler": Row(samplers.heun, coordinates="VE", reads=SIGMAS, clips=False,
+                                 betas=("linear", 0.00085, 0.012)),
+    "LMSDiscreteScheduler": Row(samplers.lms, coordinates="VE", reads=SIGMAS),
+    "PNDMScheduler": Row(samplers.plms, "leading", reads=("set_alpha_to_one",), accepts={"skip_prk_steps": (True,)},
+                         clean=False),
+    "DPMSolverMultistepScheduler": Row(
+        samplers.dpmpp_2m, reads=(*SIGMAS, "final_sigmas_type", "use_lu_lambdas", "use_flow_sigmas"), takes=LAST,
+        accepts={**NO_THRESHOLD, "algorithm_type": ("dpmsolver++",), "solver_order": (2,), "euler_at_final": (False,),
+                 "lambda_min_clipped": (-math.inf,), "variance_type": (None,), "use_dynamic_shifting": (False,),
+                 "solver_type": ("midpoint", "logrho", "bh1", "bh2")}),  # the other solvers' names mean midpoint here
+    "UniPCMultistepScheduler": Row(
+        samplers.unipc, reads=(*SIGMAS, *ENDS, "final_sigmas_type", "use_flow_sigmas"), takes=LAST,
+        accepts={**NO_THRESHOLD, "solver_order": (2,), "predict_x0": (True,), "disable_corrector": ([], ()),
+                 "solver_p": (None,), "use_dynamic_shifting": (False,), "shift_terminal": (None,),
+                 "solver_type": ("bh2", "midpoint", "heun", "logrho")}),  # and here bh2
+    "LCMScheduler": Row(samplers.lcm, "leading", reads=("original_inference_steps",), accepts=NO_THRESHOLD, clips=False,
+                        takes={"scaling": ("timestep_scaling", 10.0)}, betas=("scaled_linear", 0.00085, 0.012)),
+}
+NAMES = {name: theirs for name, sampler in samplers.SAMPLERS.items() for theirs, row in CLASSES.items()
+         if row.sampler is sampler}  # our name -> diffusers' class
+UNSAID = {"skip_prk_steps": False}  # where an absent option means one that is not supported
+BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "sigmoid": sigmoid_betas}  # with two ends
+SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
+             "set_alpha_to_one": False, "clip_sample": False}  # the explicit keys of SD 1.x's scheduler_config.json
+PRESETS = {
+    "sd-ddim": {"_class_name": "DDIMScheduler"},
+    "sd-ddpm": {"_class_name": "DDPMScheduler"},
+    "sd-euler": {"_class_name": "EulerDiscreteScheduler"},
+    "sd-euler-ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
+    "sd-euler-karras": {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True},
+    "sd-heun": {"_class_name": "HeunDiscreteScheduler"},
+    "sd-lms": {"_class_name": "LMSDiscreteScheduler"},
+    "sd-plms": {"_class_name": "PNDMScheduler"},
+    "sd-dpmpp": {"_class_name": "DPMSolverMultistepScheduler"},
+    "sd-dpmpp-karras": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+    "sd-unipc": {"_class_name": "UniPCMultistepScheduler"},
+    "lcm": {"_class_name": "LCMScheduler"},
+}
+
+
+def row(config: dict[str, Any]) -> Row:
+    """The row of a config's class.
+
+    Raises:
+        ValueError: it has none.
+
+    >>> row({"_class_name": "EulerDiscreteScheduler"}).coordinates
+    'VE'
+    """
+    if (name := config.get("_class_name")) not in CLASSES:
+        raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(CLASSES)}")
+    return CLASSES[name]
+
+
+def discrete(config: dict[str, Any]) -> Discrete:
+    """The noise levels that a config means.
+
+    Raises:
+        ValueError: an unknown `beta_schedule`, or see `scheduler_config`.
+
+    >>> discrete({"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 10}).T
+    10
+    """
+    config = scheduler_config(config)
+    unsaid, start, end = CLASSES.get(config.get("_class_name"), CLASSES["DDIMScheduler"]).betas
+    T, name = config.get("num_train_timesteps", 1000), config.get("beta_schedule", unsaid)
+    if (trained := config.get("trained_betas")) is not None:
+        if "num_train_timesteps" in config and len(trained) != T:
+            raise ValueError(f"the scheduler's config has {len(trained)} trained_betas, but num_train_timesteps is {T}")
+        betas = torch.tensor(trained, dtype=torch.float32)
+    elif name in BETAS:
+        betas = BETAS[name](T, config.get("beta_start", start), config.get("beta_end", end))
+    elif name == "squaredcos_cap_v2":
+        betas = cosine_betas(T)
+    else:
+        raise ValueError(f"beta_schedule is {name!r}; supported are {', '.join(BETAS)} and squaredcos_cap_v2")
+    table = Discrete.from_betas(betas)
+    return Discrete(zero_terminal_snr(table.alpha_bar)) if config.get("rescale_betas_zero_snr") else table
+
+
+def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
+    """The sampler that a config means, and its keyword arguments.
+
+    `clip_sample` is a statement about x0, not about the sampler: see `clip_range`.
+
+    Raises:
+        ValueError: a class or an option that is not supported, by name.
+
+    >>> from_config({"_class_name": "DPMSolverMultistepScheduler"})[1]
+    {'lower_order_final': True}
+    """
+    config = scheduler_config(config)
+    own = row(config)
+    for key, values in own.accepts.items():
+        value = UNSAID.get(key, values[0]) if config.get(key) is None else config[key]
+        if value not in values:
+            raise ValueError(f"{config['_class_name']} with {key} = {value!r} is not supported; supported is "
+                             f"{values[0]!r}")
+    return own.sampler, {keyword: config.get(key, unsaid) for keyword, (key, unsaid) in own.takes.items()}
+
+
+def clip_range(config: dict[str, Any]) -> float | None:
+    """How far x0 may be from 0 by a config, for `guidance.clip`; None: any distance.
+
+    >>> clip_range({"_class_name": "DDIMScheduler"}), clip_range({"_class_name": "EulerDiscreteScheduler"})
+    (1.0, None)
+    """
+    config = scheduler_config(config)
+    unsaid = CLASSES[config["_class_name"]].clips if config.get("_class_name") in CLASSES else None
+    return config.get("clip_sample_range", 1.0) if unsaid is not None and config.get("clip_sample", unsaid) else None
+
+
+def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
+    """The levels that diffusers visits.
+
+    NOTE: diffusers' LMS and Heun ignore zero terminal SNR too, we do not: test_lms_and_heun_know_zero_terminal_snr.
+
+    Args:
+        n: steps. schedule: the noise levels, `discrete(config)`.
+
+    Raises:
+        ValueError: a class or an option that is not supported, by name, or steps that do not fit.
+
+    Matches: diffusers' schedulers, tests/parity/test_samplers.py.
+
+    >>> config = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
+    >>> [level.t for level in from_diffusers(config, 2, discrete(config))]
+    [999.0, 499.0, 0.0]
+    """
+    config = scheduler_config(config)
+    own, name = row(config), config["_class_name"]
+    get = {key: value for key, value in config.items() if key in (*COMMON, *own.reads)}.get
+    for key in REFUSED:
+        if get(key):
+            raise ValueError(f"{name} with {key} is not supported")
+    for key, values in (("interpolation_type", ("linear",)), ("final_sigmas_type", ("zero", "sigma_min"))):
+        if get(key, values[0]) not in values:
+            raise ValueError(f"{key} {get(key)!r} is not supported; supported is {' or '.join(values)}")
+    spacing, dpm = get("timestep_spacing") or own.spacing, own.sampler in (samplers.dpmpp_2m, samplers.unipc)
+    if own.sampler is samplers.lcm:
+        ts = distilled(n, schedule.T, get("original_inference_steps", 50))
+    else:
+        ts = times(spacing, n, schedule.T, get("steps_offset", 0), extra=int(dpm and spacing != "trailing"))
+    n, vp = len(ts), own.coordinates == "VP"
+    ts = [float(round(t)) for t in ts] if vp else ts
+    nsr = schedule.nsr
+    if dpm or not vp:
+        # NOTE: these classes cap an infinite sigma/alpha (zero terminal SNR) at alpha_bar = 2^-24
+        nsr = [min(u, math.sqrt(2**24 - 1)) for u in nsr] if get("rescale_betas_zero_snr") else nsr
+        us = [interpolate(t, nsr) for t in ts]
+        if get("use_karras_sigmas"):
+            us = karras(n, nsr[-1], nsr[0]) if vp else karras(n, us[0], us[-1])
+            ts = [inverse(u, nsr) for u in us]
+            ts = [float(round(t)) for t in ts] if vp else ts
+    else:
+        us = [nsr[int(t)] for t in ts]
+    clean = get("set_alpha_to_one", own.clean) and get("final_sigmas_type") != "sigma_min"
+    us = [*us, 0.0 if clean else nsr[0]]
+    levels = [Level(t, *(amplitudes(u) if vp else (1.0, u))) for t, u in zip([*ts, 0.0], us)]
+    return Grid(levels, from_pure_noise=not vp and spacing != "leading")
+
+
+def preset(name: str, n: int, schedule: Discrete = SD) -> Grid:
+    """The grid that Stable Diffusion 1.x has with one of diffusers' schedulers; names: the keys of PRESETS.
+
+    Raises:
+        ValueError: there is none of this name, or steps that do not fit.
+
+    >>> round(preset("sd-euler-karras", 10)[0].sigma, 4)
+    14.6146
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown grid {name!r}; there are {', '.join(PRESETS)}")
+    return from_diffusers({**SD_CONFIG, **PRESETS[name]}, n, schedule)
