@@ -23,7 +23,6 @@ from minidiff.nets.controlnet import ControlNet, ControlNetConfig
 from minidiff.nets.layers import Blank
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
-from minidiff.sd.models import load
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.sd.scheduler import discrete, from_diffusers
 from tests import tiny
@@ -454,9 +453,10 @@ def test_saving_under_a_pickles_name_is_refused(model, tmp_path):
 def test_no_network_is_built_at_random_before_it_is_loaded(model, monkeypatch):
     """Parameters come from the file: nothing draws random numbers, and nothing is allocated twice."""
     before = torch.get_rng_state()
-    pipe = load(model / "model.safetensors", config=model / "folder")
+    file = {"source": model / "model.safetensors", "config": model / "folder", "device": "cpu"}
+    StableDiffusion.from_pretrained(**file)
     assert torch.equal(torch.get_rng_state(), before)
     opened = load_state(model / "model.safetensors")
     monkeypatch.setattr("minidiff.sd.models.load_state", lambda _: opened)
-    pipe = load(model / "model.safetensors", config=model / "folder")
+    pipe = StableDiffusion.from_pretrained(**file)
     assert pipe.unet.conv_in.weight.data_ptr() == opened[UNET + "input_blocks.0.0.weight"].data_ptr()

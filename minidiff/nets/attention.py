@@ -188,8 +188,6 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer over the positions of a map (2112.10752 §3.3), with attention to the context, and a residual.
 
-    With k contexts for each map, it returns k maps for each.
-
     Args:
         ch: channels; heads: divides them; layers: transformer blocks; context: its width, None: self-attention only.
         linear: whether the two projections are stored as Linear (SD 2, SDXL) or as 1×1 convolutions (SD 1).
@@ -207,7 +205,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(ch, ch) if linear else Pointwise(ch, ch, 1)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        x = spread(x, context)
+        x = spread(x, context)                                           # k contexts for each map make k maps of it
         y = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))        # (B, HW, C)
         for block in self.transformer_blocks:
             y = block(y, context)

@@ -164,10 +164,7 @@ class Encoder(Net):
         return rename.to_ours(rename.unet(self.state_dict()), state) if theirs else state
 
     def encode(self, x: Tensor, emb: Tensor, context: Tensor | None) -> tuple[list[Tensor], Tensor]:
-        """From `conv_in`'s output to every map kept, the first being x itself, and the middle's output.
-
-        With k·B rows of context or emb, k of each map are returned, but what comes before they enter is computed once.
-        """
+        """From `conv_in`'s output to every map kept, the first being x itself, and the middle's; see `UNet.forward`."""
         skips = [x := spread(x, emb)]
         for block in self.down_blocks:
             for x in block(x, emb, context):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from minidiff import grid, samplers
 from minidiff.nets.unet import UNetConfig, micro_conditioning
-from minidiff.nets.vae import VAE
 from minidiff.schedule import Discrete
 from minidiff.sd import scheduler
 from minidiff.sd.settings import Settings
@@ -127,17 +126,6 @@ def rows(pair: Pair, config: UNetConfig, s: Settings, sides: tuple[int, int]) ->
     if config.time_cond_proj_dim:
         parts["w"] = torch.full((len(context),), s.guidance_scale - 1, device=context.device)
     return {name: part.repeat_interleave(s.num_images, 0) for name, part in parts.items()}
-
-
-def posterior(vae: VAE, image: Tensor, generators: list[torch.Generator], tile: int | None = None) -> Tensor:
-    """Samples (B,C,h,w) float32 of the scaled latents of P pictures, one for each of the B generators, P dividing B.
-
-    NOTE: image p belongs to prompt p; diffusers deals images out in turn: test_images_follow_their_prompts.
-    """
-    shape = (len(generators), vae.config.latent_channels, *(side // vae.factor for side in image.shape[-2:]))
-    noise, weight = draw(generators, shape), next(vae.parameters())
-    parts = zip(image.split(1), noise.chunk(len(image)))
-    return torch.cat([vae.encode(part.to(weight), z.to(weight), tile=tile).float() for part, z in parts])
 
 
 def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:

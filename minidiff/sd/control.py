@@ -10,18 +10,16 @@ from torch import Tensor
 from minidiff.grid import Grid
 from minidiff.io.images import to_tensor, to_unit
 from minidiff.nets.controlnet import ControlNet
-from minidiff.nets.unet import UNet
 from minidiff.prediction import Pred
 from minidiff.schedule import Level
+from minidiff.sd.models import Model
+from minidiff.sd.settings import Settings
 
 
-def prepare(rows: list[tuple], unet: UNet, factor: int, shape: tuple[int, ...], prompts: int,
-            calls: Callable[[], int]) -> list[tuple]:
-    """What `guidance.controlled` needs, for each ControlNet.
+def prepare(model: Model, s: Settings, shape: tuple[int, ...], calls: Callable[[], int]) -> list[tuple]:
+    """What `guidance.controlled` needs, for each ControlNet; it is moved to the U-Net's device and dtype.
 
     Args:
-        rows: `Settings.controls`: net (it is moved to the U-Net's device and dtype), picture, scale, start, end, guess.
-        unet, factor: what is controlled; pixels per side of a latent.
         shape: of the latents (B,C,h,w), a part of B for each of the prompts.
         calls: how many network calls there will be; call i of n counts from i/n to (i + 1)/n.
 
@@ -31,8 +29,8 @@ def prepare(rows: list[tuple], unet: UNet, factor: int, shape: tuple[int, ...], 
     Raises:
         ValueError: a ControlNet of another family, or pictures that do not fit the prompts.
     """
-    found = []
-    for net, picture, scale, start, end, guess in rows:
+    found, unet, factor, prompts = [], model.unet, model.vae.factor, shape[0] // s.num_images
+    for net, picture, scale, start, end, guess in s.controls:
         if not isinstance(net, ControlNet):
             raise ValueError(f"controlnet is a {type(net).__name__}; it must be a ControlNet, such as "
                              "ControlNet.from_pretrained gives")

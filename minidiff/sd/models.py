@@ -6,15 +6,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minidiff.device import find_device, vae_dtype
 from minidiff.io import checkpoint, rename
+from minidiff.io.hub import find
 from minidiff.io.lora import Loras
-from minidiff.io.weights import load_state, nonfinite, read_json, read_notes, save_state, variant_of, write_atomic
+from minidiff.io.weights import load_state, read_json, read_notes, save_state, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
@@ -32,16 +33,6 @@ ADVICE = {"lora": "load a model first, then pipe.load_lora(path)",
           "controlnet": "load it with ControlNet.from_pretrained, and a model beside it",
           "vae": "load it with VAE.from_pretrained, and a model beside it",
           "unet": "load it with UNet.from_pretrained, and a model beside it"}
-
-
-class Parts(NamedTuple):
-    """What a model is made of, see `Model`."""
-
-    text: Text
-    unet: UNet
-    vae: VAE
-    scheduler: dict[str, Any]
-    zeros: bool
 
 
 class Model:
@@ -72,6 +63,58 @@ class Model:
         self.kind = KINDS[kind]
         self.compiled, self.worker = False, None
         self.loras = Loras({"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text.encoders))})
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, tokenizer: str | Path | None = None,
+                        config: str | Path | None = None, variant: str | None = None, ema: bool = False,
+                        device: str | torch.device | None = None, dtype: torch.dtype | None = None,
+                        download: bool = False, prediction_type: str | None = None) -> Self:
+        """Load a model.
+
+        Args:
+            source: "mini-sd", which ships with the package; a folder in diffusers' layout; a single .safetensors or
+                .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
+            tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none.
+            config: of a single file: "sd1", "sd2-base", "sd2", "sdxl", or a folder in diffusers' layout of the same
+                shape; None: as its weights tell. They cannot tell "sd2-base" from "sd2", which is then assumed unless
+                its metadata says something else.
+            variant: tag of a folder's weight files, such as "fp16"; a part that has none of that tag is read without.
+            ema: of a single file that has both, the running average of the U-Net's weights.
+            device: None: cuda, else mps, else cpu.
+            dtype: of the weights and the networks' arithmetic; None: float32. In float16 the VAE stays float32.
+            download: fetch what the cache lacks of a repository; without it the network is never used.
+            prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample"; None: what the model says.
+
+        Raises:
+            FileNotFoundError: there is no such model, or a part of it is missing.
+            ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
+        """
+        if prediction_type is not None and prediction_type not in [*KINDS]:
+            raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(KINDS)}")
+        source, device = find(source, variant, download), find_device(device)
+        options = {"device": device, "dtype": dtype}, {"device": device, "dtype": vae_dtype(dtype)}
+        if not source.is_dir():
+            *nets, scheduler, zeros = _from_file(source, tokenizer, config, ema, *options)
+        elif config is not None or ema:
+            raise ValueError(f"config and ema are for single files; {source} is a folder and has its own configs")
+        else:
+            *nets, scheduler, zeros = _from_folder(source, tokenizer, variant, *options)
+        said = {} if prediction_type is None else {"prediction_type": prediction_type}
+        return cls(*nets, {**scheduler, **said}, zeros)
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model to a folder in diffusers' layout, or, if the path ends in .safetensors, to a single file.
+
+        Args:
+            dtype: of the numbers in the files; None: that of the networks.
+
+        Raises:
+            ValueError: the path ends in .ckpt; safetensors serve the same programs.
+        """
+        if Path(path).suffix in (".ckpt", ".bin", ".pt", ".pth"):
+            raise ValueError(f"{path}: models are written as a folder, or as a single file that ends in .safetensors")
+        write = _to_file if Path(path).suffix == ".safetensors" else _to_folder
+        write(self, Path(path), dtype)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the networks and change their dtype, in place; with a device, they stay there: no `offload`."""
@@ -129,76 +172,47 @@ class Model:
 
     @contextmanager
     def at_work(self, net: nn.Module) -> Iterator[nn.Module]:
-        """A network where it works; if it is offloaded, it is brought there, and back to the CPU at the end."""
-        if self.worker is not None:
-            net.to(self.worker)
+        """A network where it works: with `offload` it is brought there, and back to the CPU at the end."""
         try:
+            if self.worker: net.to(self.worker)
             yield net
         finally:
-            if self.worker is not None:
-                net.to("cpu")
-
-    def check_finite(self, x: Tensor) -> None:
-        """ValueError if a state or picture holds NaN or infinite numbers, naming the weights that hold some too.
-
-        The weights are only looked through when it is too late: that takes a while in large files.
-        """
-        if x.isfinite().all():
-            return
-        for name, net in (("U-Net", self.unet), ("text encoder", self.text), ("VAE", self.vae)):
-            if broken := nonfinite(net.state_dict()):
-                raise ValueError(f"the weights of the {name} hold NaN or infinite numbers in {broken}: the file is "
-                                 "damaged")
-        raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
+            if self.worker: net.to("cpu")
 
 
-def load(source: Path, *, tokenizer: str | Path | None = None, config: str | Path | None = None,
-         variant: str | None = None, ema: bool = False, device: str | torch.device | None = None,
-         dtype: torch.dtype | None = None, prediction_type: str | None = None) -> Parts:
-    """Load a model from a folder or a single file; the arguments: see `StableDiffusion.from_pretrained`.
+def _from_folder(folder: Path, tokenizer: str | Path | None, variant: str | None, options: dict, of_vae: dict) -> tuple:
+    """The arguments of `Model`, read from a folder in diffusers' layout."""
+    index, unet, vae = _index(folder), folder / "unet", folder / "vae"
+    text = Text.from_pretrained(folder, tokenizer=tokenizer, variant=variant, **options)
+    # diffusers takes the class from the index, whatever the config says
+    scheduler = {**read_json(folder / "scheduler" / "scheduler_config.json"),
+                 "_class_name": checkpoint.named(index, "scheduler")}
+    return (text, UNet.from_pretrained(unet, variant=variant_of(unet, variant), **options),
+            VAE.from_pretrained(vae, variant=variant_of(vae, variant), **of_vae), scheduler,
+            text.pooled and bool(index.get("force_zeros_for_empty_prompt", True)))
 
-    Raises:
-        FileNotFoundError: a part is missing.
-        ValueError: a file is garbled, does not fit, or is of another kind.
-    """
-    options = {"device": device, "dtype": dtype}
-    said = {"prediction_type": prediction_type} if prediction_type is not None else {}
-    if source.is_dir():
-        if config is not None or ema:
-            raise ValueError(f"config and ema are for single files; {source} is a folder and has its own configs")
-        index = _index(source)
-        # diffusers takes the class from the index, whatever the config says
-        scheduler = {**read_json(source / "scheduler" / "scheduler_config.json"),
-                     "_class_name": checkpoint.named(index, "scheduler"), **said}
-        text = Text.from_pretrained(source, tokenizer=tokenizer, variant=variant, **options)
-        unet, vae = source / "unet", source / "vae"
-        return Parts(text, UNet.from_pretrained(unet, variant=variant_of(unet, variant), **options),
-                     VAE.from_pretrained(vae, variant=variant_of(vae, variant), device=device, dtype=vae_dtype(dtype)),
-                     scheduler, text.pooled and bool(index.get("force_zeros_for_empty_prompt", True)))
 
-    state = load_state(source)
+def _from_file(file: Path, tokenizer: str | Path | None, config: str | Path | None, ema: bool, options: dict,
+               of_vae: dict) -> tuple:
+    """The arguments of `Model`, read from a single file."""
+    state = load_state(file)
     if (kind := checkpoint.kind(state)) != "checkpoint":
-        raise ValueError(f"{source} is no whole model but a {checkpoint.KINDS.get(kind, kind)}"
+        raise ValueError(f"{file} is no whole model but a {checkpoint.KINDS.get(kind, kind)}"
                          + (f": {ADVICE[kind]}" if kind in ADVICE else ""))
-    configs = checkpoint.configs(config, state, source, read_notes(source))
+    configs = checkpoint.configs(config, state, file, read_notes(file))
     encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
     found = {name: checkpoint.part(state, name, ema and name == "unet") for name in ("unet", "vae", *encoders)}
     parts = {name: tensors for name, (tensors, prefix) in found.items() if prefix}
     if missing := [name for name in found if name not in parts]:
-        raise ValueError(f"{source} is incomplete: it lacks {', '.join(missing)}")
-    text = Text(_tokenizers(source, tokenizer, config, [configs[name] for name in encoders]),
-                [CLIPText.from_state(configs[name], parts[name], source, **options) for name in encoders])
-    unet = UNet.from_state(configs["unet"], parts["unet"], source, **options)
-    vae = VAE.from_state(configs["vae"], parts["vae"], source, device=device, dtype=vae_dtype(dtype))
-    return Parts(text, unet, vae, {**configs["scheduler"], **said}, text.pooled)
+        raise ValueError(f"{file} is incomplete: it lacks {', '.join(missing)}")
+    text = Text(_tokenizers(file, tokenizer, config, [configs[name] for name in encoders]),
+                [CLIPText.from_state(configs[name], parts[name], file, **options) for name in encoders])
+    return (text, UNet.from_state(configs["unet"], parts["unet"], file, **options),
+            VAE.from_state(configs["vae"], parts["vae"], file, **of_vae), configs["scheduler"], text.pooled)
 
 
-def save_folder(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model in diffusers' layout: safetensors, configs, tokenizers, model_index.json.
-
-    Args:
-        dtype: of the numbers in the files; None: that of the networks.
-    """
+def _to_folder(model: Model, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write a model in diffusers' layout: safetensors, configs, tokenizers, model_index.json."""
     model.unet.save_pretrained(folder / "unet", dtype)
     model.vae.save_pretrained(folder / "vae", dtype)
     index: dict[str, Any] = {
@@ -218,13 +232,10 @@ def save_folder(model: Model, folder: Path, dtype: torch.dtype | None = None) ->
         write_atomic(folder / path, json.dumps(values, indent=2) + "\n")
 
 
-def save_file(model: Model, path: Path, dtype: torch.dtype | None = None) -> None:
+def _to_file(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     """Write a model's weights to one safetensors file, in CompVis' and OpenCLIP's naming.
 
     Neither configs nor tokenizers are in such a file, but what the U-Net predicts is, see `checkpoint.predicts`.
-
-    Args:
-        dtype: of the numbers in the file; None: that of the networks.
     """
     prefixes, state = checkpoint.PARTS, {}
     first, *second = model.text.encoders

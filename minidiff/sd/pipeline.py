@@ -24,15 +24,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minidiff.device import find_device
 from minidiff.grid import Step
 from minidiff.io.embeddings import load_embedding
-from minidiff.io.hub import find
 from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import load_lora
-from minidiff.sd import models
 from minidiff.sd.memory import MEGAPIXEL
-from minidiff.sd.run import run
+from minidiff.sd.models import Model
+from minidiff.sd.run import check_finite, run
 from minidiff.sd.settings import Settings
 from minidiff.text import add_word, check_word
 from minidiff.values import number
@@ -45,8 +43,8 @@ if TYPE_CHECKING:
 FULL_PREVIEW = 128 * 128  # pixels up to which a preview is a true decode
 
 
-class StableDiffusion(models.Model):
-    """Pictures from prompts, by latent diffusion with classifier-free guidance; its parts: see `models.Model`.
+class StableDiffusion(Model):
+    """Pictures from prompts, by latent diffusion with classifier-free guidance; its parts: see `Model`.
 
     Matches: diffusers' StableDiffusionPipeline, LatentConsistencyModelPipeline and StableDiffusionXLPipeline and their
     img2img and inpainting siblings, with one generator per image, pixels to 1e-4 (tests/parity/test_families.py).
@@ -57,36 +55,6 @@ class StableDiffusion(models.Model):
     """
 
     _colors: Tensor | None = None  # of the linear map for previews, see `latent_colors`; None: not yet needed
-
-    @classmethod
-    def from_pretrained(cls, source: str | Path, *, tokenizer: str | Path | None = None,
-                        config: str | Path | None = None, variant: str | None = None, ema: bool = False,
-                        device: str | torch.device | None = None, dtype: torch.dtype | None = None,
-                        download: bool = False, prediction_type: str | None = None) -> StableDiffusion:
-        """Load a model.
-
-        Args:
-            source: "mini-sd", which ships with the package; a folder in diffusers' layout; a single .safetensors or
-                .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
-            tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none.
-            config: of a single file: "sd1", "sd2-base", "sd2", "sdxl", or a folder in diffusers' layout of the same
-                shape; None: as its weights tell. They cannot tell "sd2-base" from "sd2", which is then assumed unless
-                its metadata says something else.
-            variant: tag of a folder's weight files, such as "fp16"; a part that has none of that tag is read without.
-            ema: of a single file that has both, the running average of the U-Net's weights.
-            device: None: cuda, else mps, else cpu.
-            dtype: of the weights and the networks' arithmetic; None: float32. In float16 the VAE stays float32.
-            download: fetch what the cache lacks of a repository; without it the network is never used.
-            prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample"; None: what the model says.
-
-        Raises:
-            FileNotFoundError: there is no such model, or a part of it is missing.
-            ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
-        """
-        if prediction_type is not None and prediction_type not in [*models.KINDS]:
-            raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(models.KINDS)}")
-        return cls(*models.load(find(source, variant, download), tokenizer=tokenizer, config=config, variant=variant,
-                                ema=ema, device=find_device(device), dtype=dtype, prediction_type=prediction_type))
 
     def __call__(self, prompt: str | list[str] | None = None, **settings) -> list[Image.Image] | Tensor:
         """Draw pictures of prompts.
@@ -179,7 +147,7 @@ class StableDiffusion(models.Model):
         with self.at_work(self.vae) as vae:
             weight = next(vae.parameters())
             image = torch.cat([vae.decode(part.to(weight), tile).float() for part in z.split(at_once)])
-        self.check_finite(image)
+        check_finite(self, image)
         return image
 
     def load_lora(self, path: str | Path, scale: float = 1.0) -> int:
@@ -222,17 +190,3 @@ class StableDiffusion(models.Model):
             for tokenizer, encoder, vectors in places:
                 teach(tokenizer, encoder, word, vectors)
         return word
-
-    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model to a folder in diffusers' layout, or, if the path ends in .safetensors, to a single file.
-
-        Args:
-            dtype: of the numbers in the files; None: that of the networks.
-
-        Raises:
-            ValueError: the path ends in .ckpt; safetensors serve the same programs.
-        """
-        if Path(path).suffix in (".ckpt", ".bin", ".pt", ".pth"):
-            raise ValueError(f"{path}: models are written as a folder, or as a single file that ends in .safetensors")
-        write = models.save_file if Path(path).suffix == ".safetensors" else models.save_folder
-        write(self, Path(path), dtype)

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from minidiff import guidance
 from minidiff.grid import Grid, Step
 from minidiff.io.images import check_sides, to_mask, to_tensor
+from minidiff.io.weights import nonfinite
 from minidiff.nets.attention import kept
 from minidiff.nets.packed import packed
 from minidiff.prediction import denoiser
 from minidiff.sd import control, memory
-from minidiff.sd.conditions import draw, encode, plan, posterior, rows
+from minidiff.sd.conditions import draw, encode, plan, rows
 from minidiff.sd.models import Model
 from minidiff.sd.settings import Settings, check_seeds
 
@@ -41,8 +42,18 @@ def _steps(model: Model, steps: Iterator[Step], s: Settings) -> Iterator[Step]:
             stack.enter_context(faster(nets))
         for number, step in enumerate(steps):
             if number == 1:                                             # broken weights show in the first call
-                model.check_finite(step.x)
+                check_finite(model, step.x)
             yield step
+
+
+def check_finite(model: Model, x: Tensor) -> None:
+    """ValueError if a state or picture holds NaN or infinite numbers, naming the weights that hold some too."""
+    if x.isfinite().all():
+        return
+    for name, net in (("U-Net", model.unet), ("text encoder", model.text), ("VAE", model.vae)):
+        if broken := nonfinite(net.state_dict()):                       # large files are not looked through before
+            raise ValueError(f"the weights of the {name} hold NaN or infinite numbers in {broken}: the file is damaged")
+    raise ValueError("the picture holds NaN or infinite numbers; try a lower guidance scale, or dtype float32")
 
 
 @torch.inference_mode()
@@ -53,17 +64,16 @@ def _begin(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterato
     image, mask, sides = _canvas(model, s)
     cond, uncond = _prompts(model, prompt, s, sides)
     shape = (len(cond["context"]), model.vae.config.latent_channels, *(side // model.vae.factor for side in sides))
-    _check(model, s, image, mask, shape, guided=uncond is not None)
+    _check(model, s, shape, guided=uncond is not None, images=image, masks=mask)
 
     # One generator for each picture drawn, so that it does not depend on its batch. The draws come in the reference's
     # order, else its seeds gave other pictures: latent of the given picture, first noise, latent of what is outside the
     # mask, the sampler's noise
     generators = [torch.Generator().manual_seed(s.seed + i) for i in range(shape[0])]
     x, z0, z = _start(model, s, levels, image, generators, shape, repaints)
-    hole, rest = (None, None) if mask is None else _outside(model, s, image, mask, generators, shape)
+    hole, rest = (None, None) if mask is None else _outside(model, s, image, mask, generators)
 
-    calls = functools.partial(control.calls, sampler, levels, dict(options))             # a dry run, with its own noise
-    controls = control.prepare(s.controls, model.unet, model.vae.factor, shape, shape[0] // s.num_images, calls)
+    controls = control.prepare(model, s, shape, lambda: control.calls(sampler, levels, options))
     net = _net(model, s, cond, uncond, torch.cat([hole, rest], 1) if repaints else None, controls)
     denoise = denoiser(net, model.kind)
     if clipped is not None:
@@ -114,18 +124,17 @@ def _prompts(model: Model, prompt: str | list[str] | None, s: Settings,
     return cond, uncond
 
 
-def _check(model: Model, s: Settings, image: Tensor | None, mask: Tensor | None, shape: tuple[int, ...],
-           guided: bool) -> None:
+def _check(model: Model, s: Settings, shape: tuple[int, ...], guided: bool, **pictures: Tensor | None) -> None:
     """ValueError unless there are pictures for all prompts, and seeds, noise and memory for all pictures to draw."""
-    pictures, _, h, w = shape
-    prompts = pictures // s.num_images
-    for what, given in (("images", image), ("masks", mask)):
+    n, _, h, w = shape
+    prompts = n // s.num_images
+    for what, given in pictures.items():
         if given is not None and len(given) not in (1, prompts):
             raise ValueError(f"there are {prompts} prompts, but {len(given)} {what}")
-    check_seeds(s.seed, pictures)
+    check_seeds(s.seed, n)
     if s.latents is not None and s.latents.shape != shape:
         raise ValueError(f"latents have the shape {tuple(s.latents.shape)}; it should be {shape}")
-    memory.check(model.unet, model.vae, model.device, rows=pictures * (1 + guided), pictures=pictures,
+    memory.check(model.unet, model.vae, model.device, rows=n * (1 + guided), pictures=n,
                  sides=(h * model.vae.factor, w * model.vae.factor), tile=s.tile, offloaded=model.worker is not None)
 
 
@@ -139,29 +148,32 @@ def _start(model: Model, s: Settings, levels: Grid, image: Tensor | None, genera
     return levels.start(z) if pure else levels[0].alpha * z0 + levels[0].sigma * z, z0, z
 
 
-def _outside(model: Model, s: Settings, image: Tensor, mask: Tensor, generators: list[torch.Generator],
-             shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _outside(model: Model, s: Settings, image: Tensor, mask: Tensor, generators: list) -> tuple[Tensor, Tensor]:
     """The mask for each latent (B,1,h,w), and the latents (B,C,h,w) of the picture made grey inside it.
 
     A U-Net that does not repaint has no use for the latents, but the sampler's noise is what comes after theirs.
     """
-    hole = nn.functional.interpolate(mask.repeat_interleave(shape[0] // len(mask), 0), size=shape[2:])       # nearest
-    return hole.to(model.device), _latents(model, s, image * (1 - mask), generators)
+    rest = _latents(model, s, image * (1 - mask), generators)
+    mask = mask.repeat_interleave(len(rest) // len(mask), 0).to(rest)
+    return nn.functional.interpolate(mask, size=rest.shape[2:]), rest   # nearest, as in the reference
 
 
 def _latents(model: Model, s: Settings, image: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """A sample of the picture's latents for each of those to draw, (B,C,h,w) float32."""
+    """Samples (B,C,h,w) float32 of the latents of P given pictures, B/P of each, one for each picture to draw.
+
+    NOTE: image p belongs to prompt p; diffusers deals images out in turn: test_images_follow_their_prompts.
+    """
+    config, factor = model.vae.config, model.vae.factor
+    noise = draw(generators, (len(generators), config.latent_channels, *(side // factor for side in image.shape[-2:])))
     with model.at_work(model.vae) as vae:
-        return posterior(vae, image, generators, s.tile).to(model.device)
+        weight, parts = next(vae.parameters()), zip(image.split(1), noise.chunk(len(image)))
+        z = [vae.encode(part.to(weight), each.to(weight), tile=s.tile).float() for part, each in parts]
+        return torch.cat(z).to(model.device)
 
 
 def _net(model: Model, s: Settings, cond: Told, uncond: Told | None, more: Tensor | None,
          controls: list[tuple]) -> Callable[[Tensor, float], Tensor]:
-    """The U-Net with all that it is told: in its own dtype, on a float32 state.
-
-    Args:
-        more: further channels of the state, for an inpainting U-Net. controls: see `control.prepare`.
-    """
+    """The U-Net, with all that it is told besides, such as `more` channels: in its own dtype, on a float32 state."""
     unet, dtype = model.unet, model.unet.conv_in.weight.dtype
 
     def once(x: Tensor, t: Tensor, **told: Tensor) -> Tensor:
