@@ -70,7 +70,7 @@ def aligned(tokenizer: Tokenizer, source: str, target: str) -> Tensor:
     Where a run of words gives way to as many tokens, they correspond one by one.
 
     >>> from minidiff.io.weights import weights_dir
-    >>> from minidiff.text import load_tokenizer
+    >>> from minidiff.io.tokenizer import load_tokenizer
     >>> tokenizer = load_tokenizer(weights_dir() / "mini-sd" / "tokenizer")
     >>> aligned(tokenizer, "a red house", "a blue house")[:5], aligned(tokenizer, "a house", "a red house")[:5]
     (tensor([0, 1, 2, 3, 4]), tensor([ 0,  1, -1,  2,  3]))

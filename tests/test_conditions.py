@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.unet import UNetConfig
 from minidiff.schedule import SD
 from minidiff.sd.conditions import encode, plan, rows
 from minidiff.sd.scheduler import SD_CONFIG
 from minidiff.sd.settings import Settings
-from minidiff.text import Text, load_tokenizer, train_tokenizer
+from minidiff.text import Text
 from tests import tiny
 
 pytestmark = pytest.mark.quick

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from minidiff.io.embeddings import load_embedding
 from minidiff.io.lora import Change, load_lora, save_lora
+from minidiff.io.tokenizer import load_tokenizer
 from minidiff.io.weights import save_state
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
-from minidiff.text import load_tokenizer
 from tests import tiny
 
 pytestmark = pytest.mark.quick

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from minidiff.data import drawing, scenes
-from minidiff.text import load_tokenizer, train_tokenizer
+from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
 from minidiff.train import pictures, recipes
 from minidiff.train.recipes import mini_sd
 from minidiff.train.trainer import Run, batch_indices, train

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 
+from minidiff.io.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
-from minidiff.text import Text, load_tokenizer, lost_words, save_tokenizer, tokenize, train_tokenizer, words
+from minidiff.text import Text, lost_words, tokenize, words
 from tests import tiny
 
 pytestmark = pytest.mark.quick

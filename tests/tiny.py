@@ -3,11 +3,12 @@
 import torch
 
 from minidiff.data import scenes
+from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
 from minidiff.sd.pipeline import StableDiffusion
-from minidiff.text import Text, load_tokenizer, train_tokenizer
+from minidiff.text import Text
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
              "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "set_alpha_to_one": False,

@@ -15,12 +15,13 @@ from minidiff.device import find_device, vae_dtype
 from minidiff.io import checkpoint, rename
 from minidiff.io.hub import find
 from minidiff.io.lora import Loras
+from minidiff.io.tokenizer import load_tokenizers, save_tokenizer
 from minidiff.io.weights import load_state, read_json, read_notes, save_state, variant_of, write_atomic
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.sd.scheduler import discrete
-from minidiff.text import EOS, Text, load_tokenizers, save_tokenizer
+from minidiff.text import EOS, Text
 
 KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
 PIPELINES = re.compile(r"StableDiffusion(XL)?(ControlNet)?(Img2Img|Inpaint)?Pipeline|"

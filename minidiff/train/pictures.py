@@ -18,9 +18,10 @@ from torch import Tensor
 
 from minidiff.data import files, scenes
 from minidiff.device import default_device
+from minidiff.io.tokenizer import load_tokenizer
 from minidiff.io.weights import load_state, save_state
 from minidiff.nets.vae import VAE
-from minidiff.text import load_tokenizer, tokenize
+from minidiff.text import tokenize
 from minidiff.train.trainer import Run, digest
 
 DRAWINGS = 120_000  # pictures that CLIP, VAE and U-Net share

@@ -4,7 +4,7 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from minidiff.text import train_tokenizer
+from minidiff.io.tokenizer import train_tokenizer
 from tests import tiny
 
 XL_UNET = {**tiny.UNET, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 24 + 32,

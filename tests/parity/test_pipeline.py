@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from minidiff.data import scenes
+from minidiff.io.tokenizer import train_tokenizer
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.sd.scheduler import NAMES
-from minidiff.text import train_tokenizer
 from tests import tiny
 
 PROMPTS = ["a large red house on the left, snow, night, stars", "two boats"]

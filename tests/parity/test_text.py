@@ -6,7 +6,8 @@ import os
 import pytest
 from transformers import CLIPTokenizer
 
-from minidiff.text import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+from minidiff.io.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from minidiff.text import tokenize
 from tests import tiny
 
 TEXTS = ["A photo of an astronaut riding a horse on mars", "Hello,   World!!  it's 2024 & 3.14",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from minidiff.data import scenes
 from minidiff.device import default_device
+from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
 from minidiff.io.weights import weights_dir
 from minidiff.nets.clip import CLIP, CLIPConfig, CLIPText, CLIPTextConfig, CLIPVisionConfig
 from minidiff.nets.patches import Patches, PatchesConfig
@@ -21,7 +22,7 @@ from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
 from minidiff.schedule import SD
 from minidiff.sd.pipeline import StableDiffusion
-from minidiff.text import Text, load_tokenizer, tokenize, train_tokenizer
+from minidiff.text import Text, tokenize
 from minidiff.train import losses
 from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, from_bytes, latents, sheet, tokenize_all
 from minidiff.train.recipes.begin import seeded, start
