@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from minidiff import cli, samplers
+from minidiff import cli, commands, samplers
 from minidiff.data import scenes
 from minidiff.io.lora import Change, save_lora
 from minidiff.io.weights import load_state, save_state
@@ -158,14 +158,14 @@ def test_the_words_that_do_not_fit_are_named(draw):
 
 def test_words_that_mini_sd_has_never_seen_get_one_line(run):
     with pytest.warns(UserWarning) as caught:
-        cli._warn_unknown("a red dragon by a castle")
+        commands._warn_unknown("a red dragon by a castle")
     message = str(caught[0].message)
     assert "never seen: dragon, castle" in message and EXAMPLE in message and "\n" not in message
     assert all(word in message for values in scenes.ATTRIBUTES.values() for word in values)
 
 
 def test_known_words_get_no_line(recwarn):
-    cli._warn_unknown(EXAMPLE)
+    commands._warn_unknown(EXAMPLE)
     assert not recwarn.list
 
 

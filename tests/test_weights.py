@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minidiff.io import weights
-from minidiff.io.weights import load_state, load_strict, read_json, read_notes, read_object, save_state, write_atomic
+from minidiff.io.weight_file import read_notes, read_object
+from minidiff.io.weights import load_state, load_strict, read_json, save_state, write_atomic
 from minidiff.nets.vae import VAE, VAEConfig
 
 pytestmark = pytest.mark.quick

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from minidiff import values
-from minidiff.io.weights import is_dense, load_state, read_object
+from minidiff.io.weight_file import read_object
+from minidiff.io.weights import is_dense, load_state
 
 if TYPE_CHECKING:
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from minidiff.io import rename
 from minidiff.io.checkpoint import KINDS, kind
-from minidiff.io.weights import first_ten, load_state, nonfinite, read_json, read_notes, save_state
+from minidiff.io.weight_file import read_notes
+from minidiff.io.weights import first_ten, load_state, nonfinite, read_json, save_state
 
 # the end of a key; before it stands the name of the layer, and in old files `_lora`
 PAIR = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.(lora_down|lora_A|down|lora_up|lora_B|up)"

@@ -7,25 +7,19 @@ outside the given folder is opened, and whatever is wrong with a file is said in
 
 import json
 import os
-import pickle
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from minidiff.io.unpickle import PARAMETERS, TRAINER, Stub, inner, load_old, load_tensors
+from minidiff.io.unpickle import TRAINER, Stub, inner
+from minidiff.io.weight_file import diagnosis, read_object
 
 State = dict[str, Tensor]
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-          "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # in safetensors headers
-ZIP = b"PK\x03\x04"
 CHECKED = 2**28  # bytes up to which loading looks for NaN: a tenth of a second
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 
@@ -66,7 +60,7 @@ def read_json(path: str | Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise ValueError(_diagnosis(path) or f"{path} is not valid JSON: {error}") from error
+        raise ValueError(diagnosis(path) or f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} should hold a JSON object, it holds a {type(value).__name__}")
     return value
@@ -131,53 +125,6 @@ def variant_of(folder: Path, variant: str | None) -> str | None:
 
     elsewhere = variant and not comes(folder) and any(comes(part) for part in folder.parent.iterdir() if part.is_dir())
     return None if elsewhere else variant
-
-
-def read_notes(path: str | Path) -> dict[str, Any]:
-    """What a weight file says beside its tensors: a safetensors file's `__metadata__`, a pickle's texts and numbers.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_state`.
-
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> torch.save({"state_dict": {}, "global_step": 875000}, f"{folder.name}/x.ckpt")
-    >>> read_notes(f"{folder.name}/x.ckpt")
-    {'global_step': 875000}
-    """
-    if Path(path).suffix != ".safetensors":
-        content = read_object(path)
-        items = content.items() if isinstance(content, dict) else ()
-        return {k: v for k, v in items if isinstance(v, (str, int, float))}
-    from safetensors import safe_open
-
-    with _utf8(Path(path)) as name, safe_open(name, framework="pt") as file:
-        return dict(file.metadata() or {})
-
-
-def read_object(path: str | Path, headers: bool = False) -> Any:
-    """Read a weight file as it is: a dictionary of tensors, or in a pickle whatever holds them.
-
-    Returns:
-        Tensors on the CPU, memory-mapped where possible, and containers; objects of other kinds are `Stub`s.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_state`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
-    try:
-        with _utf8(path) as name:
-            return _headers(name) if headers and path.suffix == ".safetensors" else _content(name)
-    except pickle.UnpicklingError as error:     # torch's own text advises to load it unsafely
-        raise ValueError(_diagnosis(path) or f"{path} is no plain file of tensors: it is garbled, or would run code to "
-                         "load, which minidiff never does") from error
-    except Exception as error:      # each reader has its own exceptions, all mean: this is not a whole weight file
-        if "TorchScript" in str(error):                                  # torch advises to load it unsafely here too
-            raise ValueError(f"{path} is a TorchScript program, which minidiff never runs; it needs the tensors alone, "
-                             "such as its state_dict()") from error
-        reason = "" if isinstance(error, LookupError) else f": {error}"          # a lookup's is a bare key
-        raise ValueError(_diagnosis(path) or f"{path} is garbled or truncated{reason}".splitlines()[0]) from error
 
 
 def load_strict(module: nn.Module, state: State, source: str | Path = "the weights") -> None:
@@ -288,45 +235,6 @@ def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
     os.replace(file.name, path)
 
 
-@contextmanager
-def _utf8(path: Path) -> Iterator[Path]:
-    """The file by a name in UTF-8, the only ones that safetensors' and torch's readers open: a link, if need be."""
-    if os.fsencode(path).decode(errors="replace") == str(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / f"link{path.suffix}"
-        link.symlink_to(path.absolute())
-        yield link
-
-
-def _headers(path: Path) -> State:
-    """A safetensors file's names and shapes: reading a tensor touches it, and the system then reads ahead."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}
-        # what is of a dtype that torch lacks counts as bytes: no parameters
-        return {name: torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
-                for name, part in parts.items()}
-
-
-def _content(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    with open(path, "rb") as file:
-        is_zip = file.read(4) == ZIP                                     # before torch 1.6: a bare pickle, no mmap
-    try:
-        with torch.serialization.safe_globals(PARAMETERS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")                              # of formats that fail then, or are old
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError:
-        return (load_tensors if is_zip else load_old)(path)
-
-
 def _read(path: Path, headers: bool = False) -> State:
     content = inner(read_object(path, headers), path)
     if isinstance(content, dict):
@@ -377,28 +285,6 @@ def _finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or torch.isfinite(tensor.sum(dtype=torch.float32)):
         return True
     return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.half()).all())  # of 8 bits: not asked
-
-
-def _diagnosis(path: Path) -> str | None:
-    """What a file that cannot be read is instead, if that can be told from its first bytes."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if size == 0:
-        return f"{path} is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return f"{path} is a git-LFS pointer, not the file itself: run `git lfs pull` where it came from"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"{path} is a web page, not weights: the download was redirected"
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF")):
-        return f"{path} is a picture, not weights"
-    if path.suffix == ".safetensors" and head.startswith(ZIP):
-        return f"{path} is a file of torch.save under another name: let it end in .ckpt, and it is read as one"
-    if path.suffix != ".safetensors" and head[8:10] == b'{"':
-        return f"{path} is a safetensors file under another name: let it end in .safetensors, and it is read as one"
-    if path.suffix == ".safetensors" and (size < 8 or 8 + int.from_bytes(head[:8], "little") > size):
-        return f"{path} is truncated or no safetensors file: its {size} bytes end within the header"
-    return None
 
 
 def _variant_hint(folder: Path, stems: tuple[str, str], variant: str | None) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minidiff.io import checkpoint
-from minidiff.io.weights import State, load_state, load_strict, read_json, read_notes, save_state, write_atomic
+from minidiff.io.weight_file import read_notes
+from minidiff.io.weights import State, load_state, load_strict, read_json, save_state, write_atomic
 
 REFUSED = object()  # in place of a value that a field does not take
 

@@ -8,7 +8,6 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -100,20 +99,19 @@ def png(picture: Tensor) -> bytes:
 
 def draw(n: int, size: int, **options) -> tuple[Pictures, list[scenes.Scene]]:
     """scenes.render in several processes, with a progress bar: the same pictures as in one."""
-    from tqdm import tqdm
+    from tqdm.contrib.concurrent import process_map
 
     chunk = 1000
-    work = partial(scenes.render, size=size, **options)
+    work = partial(_draw_chunk, partial(scenes.render, size=size, **options))
     counts, firsts = zip(*[(min(chunk, n - first), first) for first in range(0, n, chunk)])
-    # one thread each: OpenMP's threads do not survive a fork, and a process that waits for them hangs
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, len(counts)), initializer=torch.set_num_threads,
-                             initargs=(1,)) as pool:
-        parts = list(tqdm(pool.map(partial(_draw_chunk, work), counts, firsts), "drawing", len(counts), unit="k"))
+    parts = process_map(work, counts, firsts, max_workers=min(os.cpu_count() or 1, len(counts)), chunksize=1,
+                        desc="drawing", unit="k")
     return Pictures.joined(file for files, _ in parts for file in files), [scene for _, drawn in parts
                                                                           for scene in drawn]
 
 
 def _draw_chunk(work: Callable, n: int, first: int) -> tuple[list[bytes], list[scenes.Scene]]:
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and a process that waits for them hangs
     pictures, drawn = work(n, first=first)
     return list(map(png, pictures)), drawn
 
