@@ -130,7 +130,7 @@ def train(recipe: str, *, out: str | Path | None = None, steps: int | None = Non
 
     Args:
         recipe: a name that `train --list` shows.
-        out … resume: see `minidiff.train.recipes.run`; None takes the recipe's own value.
+        out … resume: see `minidiff.train.recipes.run`, also for errors; None takes the recipe's own value.
     """
     from minidiff.train import recipes
 
@@ -173,7 +173,14 @@ def info(path: str | Path) -> dict:
 
 def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_file: str | Path | None = None,
           **options) -> dict:
-    """How fast a model runs: `minidiff.measure.bench`. threads: of the CPU. json_file: also write the result there."""
+    """How fast a model runs: `minidiff.measure.bench`.
+
+    Args:
+        threads: of the CPU. json_file: also write the result there.
+
+    Raises:
+        ValueError, OSError: threads < 1, what `measure.bench` raises, or a file that cannot be written.
+    """
     import torch
 
     from minidiff.io.images import check_writable

@@ -166,7 +166,11 @@ def lost_words(tokenizer: Tokenizer, prompt: str) -> str:
 
 
 def check_word(tokenizer: Tokenizer, encoder: CLIPText, word: str, vectors: Tensor) -> None:
-    """Raise the errors of `add_word`, and leave both as they are."""
+    """See whether a word can be added, and leave both as they are.
+
+    Raises:
+        ValueError: as `add_word`.
+    """
     table = encoder.text_model.embeddings
     size, width = table.token_embedding.weight.shape
     if vectors.shape[1] != width:

@@ -106,7 +106,7 @@ def test_the_command_is_a_function(model, tmp_path):
 
 def test_pictures_beyond_one_batch_continue_the_seeds(draw, model, tmp_path, monkeypatch):
     draw("a red house", "--num-images", 3, "--out", "a.png")
-    monkeypatch.setattr(cli, "BATCH", 2)
+    monkeypatch.setattr(commands, "BATCH", 2)
     draw("a red house", "--num-images", 3, "--out", "b.png")
     for i in (1, 2, 3):
         pair = [Image.open(tmp_path / f"{name}-{i}.png") for name in "ab"]

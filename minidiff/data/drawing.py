@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Color = tuple[float, float, float]
+Point = tuple[float, float]
 Jitter = Callable[[float, float], float]  # (low, high) -> a number between the two
 
 RGB = {"red": (222, 35, 38), "orange": (250, 135, 20), "yellow": (252, 222, 45), "green": (40, 165, 60),
@@ -38,15 +39,17 @@ class Canvas:
         self.n, self.image, self.mask = n, image, Image.new("L", image.size)
         self.pens = [(ImageDraw.Draw(image), False), (ImageDraw.Draw(self.mask), True)]
 
-    def poly(self, points, fill: Color, edge: Color | None = None, width: float = 0.0) -> None:
+    def poly(self, points: Sequence[Point], fill: Color, edge: Color | None = None, width: float = 0.0) -> None:
         """A polygon; `edge`, if any, is a border of the given width inside it."""
         self._shape("polygon", points, fill, edge, width)
 
-    def oval(self, x, y, rx, ry, fill: Color, edge: Color | None = None, width: float = 0.0) -> None:
+    def oval(self, x: float, y: float, rx: float, ry: float, fill: Color, edge: Color | None = None,
+             width: float = 0.0) -> None:
         """An ellipse around (x, y)."""
         self._shape("ellipse", [(x - rx, y - ry), (x + rx, y + ry)], fill, edge, width)
 
-    def box(self, x0, y0, x1, y1, fill: Color, edge: Color | None = None, width: float = 0.0) -> None:
+    def box(self, x0: float, y0: float, x1: float, y1: float, fill: Color, edge: Color | None = None,
+            width: float = 0.0) -> None:
         """An upright rectangle."""
         self._shape("rectangle", [(x0, y0), (x1, y1)], fill, edge, width)
 

@@ -39,7 +39,11 @@ def stream_folder(folder: str | Path, size: int) -> Iterator[tuple[Tensor, str]]
 
 
 def metadata(folder: Path, size: int) -> list[tuple[Path, str]]:
-    """The picture files and captions that `stream_folder` reads, with the same errors."""
+    """The picture files and captions that `stream_folder` reads.
+
+    Raises:
+        FileNotFoundError, ValueError: as `stream_folder`.
+    """
     if size < 1:
         raise ValueError(f"size is {size}; pictures need at least 1 pixel")
     path = folder / "metadata.jsonl"

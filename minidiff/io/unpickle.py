@@ -39,10 +39,10 @@ class Stub:
         pass
 
     def append(self, item: Any) -> None:
-        pass
+        """Nothing: the object is not there."""
 
     def extend(self, items: Any) -> None:
-        pass
+        """Nothing, likewise."""
 
 
 class Parameters(dict):
@@ -96,6 +96,9 @@ def load_tensors(path: str | Path) -> Any:
 
 def load_old(path: str | Path) -> Any:
     """The same for a file as torch < 1.6 wrote it: five pickles, then the bytes of the storages.
+
+    Raises:
+        Exception: of many kinds, as `load_tensors`.
 
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 @torch.no_grad()
-def anatomy(net: nn.Module, *inputs, **cond) -> Part:
+def anatomy(net: nn.Module, *inputs: Any, **cond: Any) -> Part:
     """The tree of a network's modules, for one call of it.
 
     A copy of the network on the meta device is called, where tensors have a shape but no numbers: nothing is computed,

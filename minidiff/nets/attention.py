@@ -34,6 +34,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(ch, ch)])                 # a list only for its name, to_out.0
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (B,M,C) asks, context (B,N,D) (None: x) answers: (B,M,C)."""
         q = split_heads(self.to_q(x), self.heads)
         k, v = self.keys_values(x if context is None else context)
         return self.to_out[0](F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -133,6 +134,7 @@ class MapAttention(Attention):
         super().__init__(ch, 1, bias=True, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) to the same shape."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)           # (B, HW, C)
         return super().forward(tokens).transpose(1, 2).reshape(x.shape) + x  # this order keeps channels_last
 
@@ -149,6 +151,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([Gate(ch, 4 * ch), nn.Identity(), nn.Linear(4 * ch, ch)])  # names net.0, net.2
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…,C) to the same shape."""
         return self.net[2](self.net[0](x))
 
 
@@ -160,6 +163,7 @@ class Gate(nn.Module):
         self.proj = nn.Linear(ch, 2 * out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…,C) to (…,out)."""
         value, gate = self.proj(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
 
@@ -179,6 +183,7 @@ class TransformerBlock(nn.Module):
         self.cross = bool(context)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """x (B,M,C), context (B,N,D) to (B,M,C)."""
         x = x + self.attn1(self.norm1(x))
         if self.cross:
             x = x + self.attn2(self.norm2(x), context)
@@ -205,6 +210,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(ch, ch) if linear else Pointwise(ch, ch, 1)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """x (B,C,H,W), context (B,N,D) or (k·B,N,D) to as many maps as contexts."""
         x = spread(x, context)                                           # k contexts for each map make k maps of it
         y = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))        # (B, HW, C)
         for block in self.transformer_blocks:
@@ -216,4 +222,5 @@ class Pointwise(nn.Conv2d):
     """A 1×1 convolution of a map that is given as tokens (B, N, C): a linear layer with a convolution's weight."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,N,C) to (B,N,out)."""
         return F.linear(x, self.weight.flatten(1), self.bias)

@@ -32,6 +32,7 @@ class CLIPConfig(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From transformers' `config.json`, where both towers are dictionaries of their own."""
         values = dict(values)
         dim = {"projection_dim": values.pop("projection_dim", 512)}
         text = CLIPTextConfig.from_dict({**(values.pop("text_config", None) or {}), **dim})
@@ -39,6 +40,7 @@ class CLIPConfig(Config):
         return super().from_dict({**values, "text_config": text, "vision_config": vision})
 
     def to_dict(self) -> dict[str, Any]:
+        """As transformers' `config.json` has it."""
         return {**self.saved, "projection_dim": self.text_config.projection_dim,
                 "text_config": self.text_config.to_dict(), "vision_config": self.vision_config.to_dict()}
 
@@ -129,6 +131,7 @@ class CLIPVision(Net):
         return self.vision_model(image)
 
     def renamed(self, state: State) -> State:
+        """The tensors of a file under our names."""
         return _without_position_ids(state)
 
 
@@ -161,6 +164,7 @@ class CLIP(Net):
 
     @classmethod
     def build(cls, config: CLIPConfig) -> Self:
+        """A net of this shape, with random weights."""
         return cls(config.text_config, config.vision_config)
 
     def encode_text(self, ids: Tensor) -> Tensor:
@@ -185,6 +189,7 @@ class CLIP(Net):
         return text
 
     def renamed(self, state: State) -> State:
+        """The tensors of a file under our names."""
         return _without_position_ids(state)
 
 

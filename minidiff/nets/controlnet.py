@@ -64,6 +64,7 @@ class Look(nn.Module):
         self.conv_out = zero(nn.Conv2d(channels[-1], out, 3, padding=1))
 
     def forward(self, picture: Tensor) -> Tensor:
+        """(B,3,H,W) in [0, 1] to (B,C,H/f,W/f)."""
         x = F.silu(self.conv_in(picture))
         for conv in self.blocks:
             x = F.silu(conv(x))

@@ -130,7 +130,11 @@ class Net(nn.Module):
     @classmethod
     def from_state(cls, values: dict[str, Any], state: State, source: str | Path, *,
                    device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Load a network from a parsed `config.json` and tensors by their names in a file, see `from_pretrained`."""
+        """Load a network from a parsed `config.json` and tensors by their names in a file, see `from_pretrained`.
+
+        Raises:
+            ValueError: a config, tensors or a dtype that do not fit.
+        """
         if not (dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype is {dtype!r}; it must be a torch.dtype of real numbers, such as torch.float16")
         with torch.device("meta"), Blank():
@@ -202,6 +206,7 @@ class Embedding(nn.Module):
             self.cond_proj = nn.Linear(cond, inputs, bias=False)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x (B,in), cond (B,cond) or None, to (B,out)."""
         if cond is not None:
             x = x + self.cond_proj(cond)
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -229,6 +234,7 @@ class ResBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(ch, out, 1) if ch != out else None
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        """x (B,in,H,W), emb (B,E) or None, to (B,out,H,W)."""
         h = self.conv1(silu(self.norm1(x)))
         if emb is not None:
             h = h + self.time_emb_proj(emb)[:, :, None, None]
@@ -254,6 +260,7 @@ class Downsample(nn.Module):
         self.pad = not padding
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,C,H,W) to (B,C,⌈H/2⌉,⌈W/2⌉), with the VAE's padding ⌊⌋."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x)
 
 
@@ -269,6 +276,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(ch, ch, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(B,C,H,W) to (B,C,2H,2W), or to (B,C,*size)."""
         if size is None or size == (2 * x.shape[2], 2 * x.shape[3]):
             return self.conv(F.interpolate(x, scale_factor=2.0))
         return self.conv(F.interpolate(x, size=size))

@@ -69,11 +69,13 @@ class CLIPTextConfig(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From transformers' `config.json`, whose `architectures` say whether there is a projection."""
         named = values.get("architectures")
         projected = "CLIPTextModelWithProjection" in (named if isinstance(named, list | tuple) else [named])
         return super().from_dict({"with_projection": projected, **values})
 
     def to_dict(self) -> dict[str, Any]:
+        """As transformers' `config.json` has it."""
         values = super().to_dict()
         kind = "CLIPTextModelWithProjection" if values.pop("with_projection") else "CLIPTextModel"
         return {"architectures": [kind], **values, "bos_token_id": self.eos_token_id - 1}
@@ -140,6 +142,7 @@ class VisionTower(nn.Module):
         init(self, config)
 
     def forward(self, image: Tensor) -> Tensor:
+        """image (B,3,H,W) to (B,D)."""
         return self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(image)))[:, 0])
 
 
@@ -156,6 +159,7 @@ class TextEmbeddings(nn.Module):
         self.register_buffer("extra", None, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """ids (B,N) to (B,N,D)."""
         size = len(self.token_embedding.weight)
         tokens = self.token_embedding(ids.clamp(max=size - 1))
         if self.extra is not None:
@@ -174,6 +178,7 @@ class PatchEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, dim)
 
     def forward(self, image: Tensor) -> Tensor:
+        """image (B,3,H,W) to (B,1 + patches,D)."""
         patches = self.patch_embedding(image).flatten(2).transpose(1, 2)             # (B, patches, D)
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
@@ -187,6 +192,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, x: Tensor, start: int = 0, stop: int | None = None, causal: bool = False) -> Tensor:
+        """(B,N,D) through the layers start … stop − 1, to the same shape."""
         for layer in list(self.layers)[start:stop]:
             x = layer(x, causal)
         return x
@@ -204,6 +210,7 @@ class Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(dim, eps)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """(B,N,D) to the same shape."""
         x = x + self.self_attn(self.layer_norm1(x), causal)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -217,6 +224,7 @@ class SelfAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
+        """(B,N,D) to the same shape."""
         q, k, v = (split_heads(y, self.heads) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2))
 
@@ -231,6 +239,7 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[act]
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…,D) to the same shape."""
         return self.fc2(self.act(self.fc1(x)))
 
 

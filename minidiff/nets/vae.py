@@ -62,6 +62,7 @@ class VAEConfig(Config):
             raise ValueError("scaling_factor is 0; latents are divided by it")
 
     def to_dict(self) -> dict[str, Any]:
+        """As diffusers' `config.json` has it, with the types of the blocks."""
         n = len(self.block_out_channels)
         types = {"down_block_types": ["DownEncoderBlock2D"] * n, "up_block_types": ["UpDecoderBlock2D"] * n}
         return {**super().to_dict(), **types}
@@ -204,6 +205,7 @@ class Mid(nn.Module):
         self.attentions = nn.ModuleList([MapAttention(ch, groups)] if config.mid_block_add_attention else [])
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) to the same shape."""
         x = self.resnets[0](x)
         for attention in self.attentions:
             x = attention(x)
@@ -221,6 +223,7 @@ class Stage(nn.Module):
             self.add_module(name, nn.ModuleList([layer]))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,in,h,w) to (B,out,h,w), halved or doubled where the stage changes the resolution."""
         for resnet in self.resnets:
             x = resnet(x)
         for name in self.last:
@@ -244,6 +247,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(chs[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,3,H,W) to (B,2C,H/f,W/f)."""
         x = self.conv_in(x.contiguous(memory_format=FORMAT))
         for block in self.down_blocks:
             x = block(x)
@@ -266,6 +270,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(chs[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B,C,h,w) to (B,3,f·h,f·w)."""
         x = self.mid_block(self.conv_in(x.contiguous(memory_format=FORMAT)))
         for block in self.up_blocks:
             x = block(x)

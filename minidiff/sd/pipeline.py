@@ -86,6 +86,9 @@ class StableDiffusion(Model):
         NOTE: lms and plms start afresh there, not amid a history that is not theirs as in diffusers:
         test_a_slice_starts_plms_with_two_calls.
 
+        Raises:
+            ValueError: there is no image, or as `__call__`.
+
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
         >>> pipe.img2img("a red house", torch.zeros(3, 64, 64), strength=0.5, steps=4)[0].size
         (64, 64)
@@ -102,6 +105,9 @@ class StableDiffusion(Model):
         noisy as the state, before each call. Either way, decoding leaves it not quite the same.
         NOTE: each picture has noise of its own for the VAE; diffusers draws it for the first alone:
         test_an_inpainted_picture_depends_on_its_seed_alone.
+
+        Raises:
+            ValueError: there is no image or no mask, or as `__call__`.
 
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
         >>> pipe.inpaint("a red house", torch.zeros(3, 64, 64), torch.eye(64), steps=2)[0].size

@@ -160,7 +160,11 @@ class Settings:
 
     @property
     def controls(self) -> list[tuple]:
-        """For each ControlNet: net, picture, scale, start, end, guess mode."""
+        """For each ControlNet: net, picture, scale, start, end, guess mode.
+
+        Raises:
+            ValueError: lists of different lengths, or shares that are none.
+        """
         if self.controlnet is None:
             return []
         values = [getattr(self, name) for name in CONTROLS]

@@ -70,7 +70,11 @@ def write_film(frames: Sequence[Image.Image], path: str | Path, *, seconds: floa
 
 
 def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: float) -> bytes:
-    """The file that `write_film` writes."""
+    """The file that `write_film` writes.
+
+    Raises:
+        ValueError: no frames, or frames of different sizes.
+    """
     if not frames:
         raise ValueError("a film needs at least one frame")
     frames = [plain(frame) for frame in thin(frames)]

@@ -55,6 +55,9 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
 def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = None) -> bytes:
     """The PNG file of what `show` shows.
 
+    Raises:
+        ValueError: pictures that cannot be shown.
+
     >>> png(torch.zeros(3, 8, 8))[:4]
     b'\\x89PNG'
     """
@@ -90,6 +93,9 @@ def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = 
 
     `live()` returns a widget, which notebooks prefer as long as their kernel lives. Outside IPython the alt text is
     printed.
+
+    Raises:
+        ValueError: the alt text is empty.
     """
     from IPython import display, get_ipython
     from PIL import Image

@@ -17,6 +17,9 @@ def tree(part: Part, alt: str, *, depth: int = 2, bits: int = 16) -> None:
         depth: levels that are open at first, and that a viewer without HTML prints.
         bits: of a number in memory: 16 for float16.
 
+    Raises:
+        ValueError: the alt text is empty.
+
     >>> tree(Part("net", "Conv2d", (1, 8, 16, 16), 224, 110_592, ()), alt="one convolution")
     module            returns      parameters    MB    GFLOP
     net Conv2d        8×16×16      224         0.00    0.000

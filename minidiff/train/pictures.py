@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from minidiff.io.weights import load_state, save_state
 from minidiff.nets.vae import VAE
 from minidiff.text import tokenize
 from minidiff.train.trainer import Run, digest
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from tokenizers import Tokenizer
 
 DRAWINGS = 120_000  # pictures that CLIP, VAE and U-Net share
 WORDINGS = 4        # captions kept for each of them
@@ -40,7 +45,7 @@ def crops(pictures: Tensor, side: int, g: torch.Generator) -> Tensor:
     return torch.stack([picture[:, i:i + side, j:j + side] for picture, i, j in zip(pictures, rows, cols)])
 
 
-def sheet(images: Tensor, columns: int):
+def sheet(images: Tensor, columns: int) -> Image.Image:
     """(n,3,H,W) in [−1, 1] -> one PIL picture, rows of `columns`, enlarged."""
     from PIL import Image
 
@@ -203,7 +208,7 @@ def dataset(run: Run, size: int, data: Path | None) -> tuple[Pictures, list[list
     return Pictures(state["pictures"], state["ends"]), json.loads(state["captions"].numpy().tobytes())
 
 
-def tokenize_all(tokenizer, captions: list[list[str]]) -> Tensor:
+def tokenize_all(tokenizer: Tokenizer, captions: list[list[str]]) -> Tensor:
     """(n, wordings, 77) int32."""
     texts, k = [text for row in captions for text in row], len(captions[0])
     chunks = [tokenize(tokenizer, texts[i:i + 10_000]).int() for i in range(0, len(texts), 10_000)]

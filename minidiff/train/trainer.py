@@ -94,6 +94,9 @@ def batch_indices(n: int, batch: int, step: int, seed: int = 0) -> Tensor:
     Returns:
         (batch,) int64.
 
+    Raises:
+        ValueError: there are fewer examples than that.
+
     >>> seen = torch.cat([batch_indices(6, 2, step) for step in range(3)]); seen.sort().values.tolist()
     [0, 1, 2, 3, 4, 5]
     """
@@ -126,6 +129,7 @@ class Objective(nn.Module):
         self.net, self.loss = net, loss
 
     def forward(self, step: int, share: slice) -> dict[str, Tensor]:
+        """What the loss says of this share of a step's batch."""
         return self.loss(self.net, step, share)
 
 
@@ -262,8 +266,8 @@ def _manifests(work: Path) -> Iterator[tuple[Path, dict]]:
                      + ("they are damaged: give another --out" if folders else "start without --resume"))
 
 
-def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer, step: int, seconds: float,
-                    made: dict[str, int | str]) -> Path:
+def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer: torch.optim.Optimizer, step: int,
+                    seconds: float, made: dict[str, int | str]) -> Path:
     """Write work/step-N with net, average, optimizer and, last, a manifest of their sha256; keep the newest two.
 
     The folder is written under a temporary name and renamed once it is whole, so a kill at any moment leaves the
@@ -289,7 +293,7 @@ def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer, step: i
     return final
 
 
-def resume(work: Path, net: nn.Module, average: EMA, optimizer) -> tuple[int, float]:
+def resume(work: Path, net: nn.Module, average: EMA, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
     """Load the newest checkpoint whose sha256 sums agree. Returns (step, seconds trained so far).
 
     Raises:

@@ -4,12 +4,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from minidiff.nets.layers import Config
 from minidiff.train.trainer import Run
+
+Built = TypeVar("Built")
 
 
 def start(net: type, config: Config, run: Run, init: Path | None, *same: str) -> nn.Module:
@@ -29,7 +32,7 @@ def start(net: type, config: Config, run: Run, init: Path | None, *same: str) ->
     return found
 
 
-def seeded(build: Callable, seed: int):
+def seeded(build: Callable[[], Built], seed: int) -> Built:
     """build() with torch's random numbers seeded, the generator put back afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

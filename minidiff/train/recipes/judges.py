@@ -21,7 +21,11 @@ COUNTED = ("sun", "moon", "object")
 
 
 def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
-    """Classifier that reads a drawing's seven attributes back; it measures prompt adherence."""
+    """Classifier that reads a drawing's seven attributes back; it measures prompt adherence.
+
+    Raises:
+        ValueError: a folder (data); it learns from scenes alone.
+    """
     if data:
         raise ValueError("the reader learns the attributes of scenes; it cannot be trained on a folder (--data)")
     n, seed = 60_000, run.seed + 1_000_000  # its own drawings, all colour-object pairs
@@ -60,7 +64,11 @@ def slots(scene: scenes.Scene) -> dict:
 
 
 def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
-    """Net that counts the suns, moons and objects of a drawing; the evaluation finds those that nobody asked for."""
+    """Net that counts the suns, moons and objects of a drawing; the evaluation finds those that nobody asked for.
+
+    Raises:
+        ValueError: a folder (data); it learns from scenes alone.
+    """
     if data:
         raise ValueError("this recipe counts in scenes; it cannot be trained on a folder (--data)")
     config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(COUNTED))

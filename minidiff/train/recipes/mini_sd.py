@@ -66,7 +66,11 @@ def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | Non
 
 
 def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Path | None = None) -> None:
-    """Net that names what crops of drawings show; the VAE compares its maps of two pictures (perceptual loss)."""
+    """Net that names what crops of drawings show; the VAE compares its maps of two pictures (perceptual loss).
+
+    Raises:
+        ValueError: a folder (data); it learns from scenes alone.
+    """
     if data:
         raise ValueError("this recipe learns the attributes of scenes; it cannot be trained on a folder (--data)")
     drawings = Drawings(DRAWINGS, size, seed=run.seed)
@@ -135,7 +139,11 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
 
 
 def unet(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
-    """Cross-attention U-Net of 7 M parameters on cached latents, with the clip and vae found in --out."""
+    """Cross-attention U-Net of 7 M parameters on cached latents, with the clip and vae found in --out.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+    """
     for part, recipe in (("text_encoder", "clip"), ("vae", "vae")):
         if not (run.out / part / "config.json").is_file():
             raise FileNotFoundError(f"{run.out} has no {part}; train it first: python -m minidiff train {recipe} "

@@ -58,7 +58,11 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
 
 
 def labelled(run: Run, size: int, data: Path | None) -> tuple[Pictures, Tensor]:
-    """Drawings with one object each, and its index in OBJECTS (n,)."""
+    """Drawings with one object each, and its index in OBJECTS (n,).
+
+    Raises:
+        ValueError: a folder (data); these recipes learn from scenes alone.
+    """
     if data:
         raise ValueError("this recipe learns the objects of scenes; it cannot be trained on a folder (--data)")
     pictures, drawn = draw(DRAWINGS, size, seed=run.seed, second=0.0)
