@@ -175,16 +175,16 @@ def _evaluate(**options) -> None:
 
 
 def _info(path: str, as_json: bool) -> None:
-    found = info(path)
+    model = info(path)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(model, indent=2))
         return
-    print(f"{found['path']}\n{found['family']}, {found['parameters']:,} parameters, {found['dtype']}")
-    known = {"predicts": found["prediction_type"], "scheduler": found["scheduler"],
-             "with": "zero terminal SNR" if found["zero_terminal_snr"] else None}
+    print(f"{model['path']}\n{model['family']}, {model['parameters']:,} parameters, {model['dtype']}")
+    known = {"predicts": model["prediction_type"], "scheduler": model["scheduler"],
+             "with": "zero terminal SNR" if model["zero_terminal_snr"] else None}
     if any(known.values()):
         print(", ".join(f"{name} {value}" for name, value in known.items() if value))
-    for name, part in found["parts"].items():
+    for name, part in model["parts"].items():
         print(f"  {name:16} {part.get('class', ''):28} {part['parameters']:>15,}  {part['dtype']}")
 
 

@@ -55,10 +55,10 @@ def invert(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
         len(grid) steps; the x of the last one is what `ddim` starts from, `grid.start` left out.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
+    >>> from minidiff.prediction import oracle
     >>> grid = preset("sd-ddim", 5)
-    >>> *_, up = invert(exact(3.0), torch.tensor(3.1), grid)
-    >>> *_, down = ddim(exact(3.0), up.x, grid); round(down.x.item(), 4)
+    >>> *_, up = invert(oracle(3.0), torch.tensor(3.1), grid)
+    >>> *_, down = ddim(oracle(3.0), up.x, grid); round(down.x.item(), 4)
     3.1
     """
     return ddim(denoise, x, tuple(reversed(grid)))
@@ -76,11 +76,11 @@ def aligned(tokenizer: Tokenizer, source: str, target: str) -> Tensor:
     (tensor([0, 1, 2, 3, 4]), tensor([ 0,  1, -1,  2,  3]))
     """
     old, new = tokenize(tokenizer, [source, target]).tolist()
-    found = torch.full((len(new),), -1)
+    places = torch.full((len(new),), -1)
     for _, i, i2, j, j2 in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
         if i2 - i == j2 - j:
-            found[j:j2] = torch.arange(i, i2)
-    return found
+            places[j:j2] = torch.arange(i, i2)
+    return places
 
 
 def prompt_to_prompt(places: Tensor, steps: int, *, words: float = 0.8, layout: float = 0.4) -> Callable:
@@ -111,10 +111,10 @@ def prompt_to_prompt(places: Tensor, steps: int, *, words: float = 0.8, layout: 
         across = "attn2" in name
         if step >= steps * (words if across else layout):
             return maps
-        source, own = maps[-2 * pairs:].split(pairs)                     # in front of them, rows without prompt
+        source, edited = maps[-2 * pairs:].split(pairs)                     # in front of them, rows without prompt
         if across:
             taken = source.gather(-1, index.to(maps.device).expand_as(source))
-            source = torch.where(new.to(maps.device), own, taken)
+            source = torch.where(new.to(maps.device), edited, taken)
         return torch.cat([maps[:-pairs], source])
 
     return change

@@ -93,11 +93,11 @@ def times(spacing: str, n: int, T: int, offset: int = 0, extra: int = 0) -> list
     n = whole("steps", n, 1, T - extra, text)
     count = n + extra
     if spacing == "leading":
-        found = [float(i * (T // count) + offset) for i in reversed(range(extra, count))]
-        if found[0] > T - 1:
-            raise ValueError(f"{n} steps with steps_offset {offset} would start at t = {found[0]:g}, after the last "
+        ts = [float(i * (T // count) + offset) for i in reversed(range(extra, count))]
+        if ts[0] > T - 1:
+            raise ValueError(f"{n} steps with steps_offset {offset} would start at t = {ts[0]:g}, after the last "
                              f"training time {T - 1}; take fewer steps")
-        return found
+        return ts
     if spacing == "linspace":
         step = (T - 1) / max(1, count - 1)
         return [float(T - 1), *(i * step for i in reversed(range(extra, count - 1)))] if count > 1 else [0.0]

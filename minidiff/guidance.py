@@ -74,13 +74,13 @@ def controlled(net: Callable, controlnet: Callable, hint: Tensor, scale: float |
         if not now:
             return net(x, t, residuals=residuals, **cond)
         if guess and len(x) == 2 * len(hint):
-            own = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(rows) for k, rows in cond.items()})
-            own = [torch.cat([torch.zeros_like(part), part]) for part in own]
+            sums = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(rows) for k, rows in cond.items()})
+            sums = [torch.cat([torch.zeros_like(part), part]) for part in sums]
         else:
             every = hint.repeat(len(x) // len(hint), *[1] * (hint.ndim - 1))
-            own = controlnet(x, t, hint=every, **({"guess": True} if guess else {}), **cond)
-        own = [now * part for part in own]
-        return net(x, t, residuals=own if residuals is None else [a + b for a, b in zip(residuals, own)], **cond)
+            sums = controlnet(x, t, hint=every, **({"guess": True} if guess else {}), **cond)
+        sums = [now * part for part in sums]
+        return net(x, t, residuals=sums if residuals is None else [a + b for a, b in zip(residuals, sums)], **cond)
 
     return steered
 

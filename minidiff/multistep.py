@@ -32,8 +32,8 @@ def lms(denoise: Callable, x: Tensor, grid: Grid, *, order: int = 4) -> Iterator
     Matches: LMSDiscreteScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = lms(exact(3.0), torch.tensor(1.0), preset("sd-lms", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = lms(oracle(3.0), torch.tensor(1.0), preset("sd-lms", 5)); last.x
     tensor(3.)
     """
     order = whole("order", order, 1, 4, f"order is {order}; linear multistep takes 1 to 4")
@@ -65,8 +65,8 @@ def plms(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
         ValueError: a level has alpha = 0.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = plms(exact(3.0), torch.tensor(1.0), preset("sd-dpmpp", 5)); round(last.x.item(), 3)
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = plms(oracle(3.0), torch.tensor(1.0), preset("sd-dpmpp", 5)); round(last.x.item(), 3)
     3.0
     """
     if grid[0].alpha == 0:
@@ -95,8 +95,8 @@ def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: boo
     Order 2, one network call per step. Matches: DPMSolverMultistepScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = dpmpp_2m(exact(3.0), torch.tensor(1.0), preset("sd-dpmpp", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = dpmpp_2m(oracle(3.0), torch.tensor(1.0), preset("sd-dpmpp", 5)); last.x
     tensor(3.)
     """
     yield Step(grid[0], x, None)
@@ -123,8 +123,8 @@ def unipc(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: bool =
     sigma = 0, and with lower_order_final the last: order 2 then, else 3. Matches: UniPCMultistepScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = unipc(exact(3.0), torch.tensor(1.0), preset("sd-unipc", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = unipc(oracle(3.0), torch.tensor(1.0), preset("sd-unipc", 5)); last.x
     tensor(3.)
     """
     yield Step(grid[0], x, None)

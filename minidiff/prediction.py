@@ -130,11 +130,11 @@ def score(pred: Pred, level: Level) -> Tensor:
     return -pred.eps / level.sigma
 
 
-def exact(x0: float | Tensor) -> Callable[[Tensor, Level], Pred]:
+def oracle(x0: float | Tensor) -> Callable[[Tensor, Level], Pred]:
     """The denoiser that is right where all data is one point x0: what a sampler should bring anything to.
 
     >>> import torch
-    >>> exact(3.0)(torch.tensor(2.0), Level(0.0, 0.5, 0.5))
+    >>> oracle(3.0)(torch.tensor(2.0), Level(0.0, 0.5, 0.5))
     Pred(x0=tensor(3.), eps=tensor(1.))
     """
     return lambda x, level: Pred(0 * x + x0, (x - level.alpha * x0) / level.sigma)

@@ -29,8 +29,8 @@ def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
     Matches: DDIMScheduler, tests/parity/test_samplers.py.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = ddim(exact(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = ddim(oracle(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
     tensor(3.)
     """
     yield Step(grid[0], x, None)
@@ -52,8 +52,8 @@ def ddpm(denoise: Callable, x: Tensor, grid: Grid, *,
     Matches: DDPMScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = ddpm(exact(3.0), torch.tensor(1.0), preset("sd-ddpm", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = ddpm(oracle(3.0), torch.tensor(1.0), preset("sd-ddpm", 5)); last.x
     tensor(3.)
     """
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
@@ -65,8 +65,8 @@ def euler(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     Karras et al. 2022 (arXiv 2206.00364, algorithm 1 without churn). Order 1. Matches: EulerDiscreteScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = euler(exact(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = euler(oracle(3.0), torch.tensor(1.0), preset("sd-euler", 5)); last.x
     tensor(3.)
     """
     return ddim(denoise, x, grid)
@@ -79,8 +79,8 @@ def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *,
     One draw per step but the last, where there is nothing to add. Matches: EulerAncestralDiscreteScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = euler_ancestral(exact(3.0), torch.tensor(1.0), preset("sd-euler-ancestral", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = euler_ancestral(oracle(3.0), torch.tensor(1.0), preset("sd-euler-ancestral", 5)); last.x
     tensor(3.)
     """
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
@@ -95,8 +95,8 @@ def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     Matches: HeunDiscreteScheduler on its grid (alpha = 1); the result depends on the coordinates of the grid.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = heun(exact(3.0), torch.tensor(1.0), preset("sd-heun", 5)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = heun(oracle(3.0), torch.tensor(1.0), preset("sd-heun", 5)); last.x
     tensor(3.)
     """
     yield Step(grid[0], x, None)
@@ -121,8 +121,8 @@ def lcm(denoise: Callable, x: Tensor, grid: Grid, *, scaling: float = 10.0,
     Grid: preset "lcm". No noise is drawn on the last step. Matches: LCMScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = lcm(exact(3.0), torch.tensor(1.0), preset("lcm", 4)); round(last.x.item(), 3)
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = lcm(oracle(3.0), torch.tensor(1.0), preset("lcm", 4)); round(last.x.item(), 3)
     3.0
     """
     yield Step(grid[0], x, None)
@@ -145,8 +145,8 @@ def consistency(denoise: Callable, x: Tensor, grid: Grid, *,
     Matches: CMStochasticIterativeScheduler.
 
     >>> from minidiff.sd.scheduler import preset
-    >>> from minidiff.prediction import exact
-    >>> *_, last = consistency(exact(3.0), torch.tensor(1.0), preset("sd-euler", 3)); last.x
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = consistency(oracle(3.0), torch.tensor(1.0), preset("sd-euler", 3)); last.x
     tensor(3.)
     """
     yield Step(grid[0], x, None)

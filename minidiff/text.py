@@ -61,13 +61,13 @@ class Text(nn.Module):
         """
         folder = Path(folder)
         index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
-        found = [end for end in ("", "_2") if named(index, f"text_encoder{end}")] or [""]
+        ends = [end for end in ("", "_2") if named(index, f"text_encoder{end}")] or [""]
         if tokenizer is None:
-            tokenizers = [load_tokenizer(folder / f"tokenizer{end}") for end in found]
+            tokenizers = [load_tokenizer(folder / f"tokenizer{end}") for end in ends]
         else:
-            tokenizers = load_tokenizers(tokenizer, [None] * len(found))
+            tokenizers = load_tokenizers(tokenizer, [None] * len(ends))
         encoders = []
-        for part in (folder / f"text_encoder{end}" for end in found):
+        for part in (folder / f"text_encoder{end}" for end in ends):
             values, name = read_json(part / "config.json"), named(index, part.name)
             values |= {"architectures": [name]} if name else {}          # diffusers takes the class from the index too
             state = load_state(part, CLIPText.stem, variant_of(part, variant))
@@ -139,16 +139,16 @@ def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, list[int]]]:
     >>> words(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), "a red house")
     [('a', [1]), ('red', [2]), ('house', [3])]
     """
-    read, found, begun = tokenizer.encode(values.text(prompt)), [], False
+    read, grouped, begun = tokenizer.encode(values.text(prompt)), [], False
     for place, (token, (begin, end)) in enumerate(zip(read.tokens, read.offsets)):
         if token in (BOS, EOS):
             continue
         if not begun:
-            found.append(("", []))
-        word, places = found.pop()
-        found.append((word + prompt[begin:end], [*places, place]))
+            grouped.append(("", []))
+        word, places = grouped.pop()
+        grouped.append((word + prompt[begin:end], [*places, place]))
         begun = not token.endswith("</w>")
-    return found
+    return grouped
 
 
 def lost_words(tokenizer: Tokenizer, prompt: str) -> str:

@@ -17,13 +17,13 @@ def whole(name: str, value: object, low: int, high: int, text: str | None = None
     ValueError: steps is 8.0; it must be a whole number from 1 to 1000
     """
     try:
-        found = None if _is_odd(value) else operator.index(value)
+        index = None if _is_odd(value) else operator.index(value)
     except (TypeError, RuntimeError):                                     # of tensors without numbers
-        found = None
-    if found is None or not low <= found <= high:
+        index = None
+    if index is None or not low <= index <= high:
         text = text or f"{name} is {_shown(value)}; it must be a whole number from {low} to {high}"
-        raise ValueError(text + (_kind(value) if found is None else ""))
-    return found
+        raise ValueError(text + (_kind(value) if index is None else ""))
+    return index
 
 
 def number(name: str, value: object, share: bool = False) -> float:
@@ -38,17 +38,17 @@ def number(name: str, value: object, share: bool = False) -> float:
     """
     kind = ""
     try:
-        found = None if _is_odd(value) or isinstance(value, (str, bytes)) else float(value)
+        real = None if _is_odd(value) or isinstance(value, (str, bytes)) else float(value)
     except OverflowError:
-        found = math.inf
+        real = math.inf
     except (TypeError, ValueError, RuntimeError):
-        found = None
-    if found is None:
-        found, kind = math.nan, _kind(value)
-    if not (0 <= found <= 1 if share else math.isfinite(found)):
+        real = None
+    if real is None:
+        real, kind = math.nan, _kind(value)
+    if not (0 <= real <= 1 if share else math.isfinite(real)):
         rule = "between 0 and 1" if share else "a finite number"
         raise ValueError(f"{name} is {_shown(value)}; it must be {rule}{kind}")
-    return found
+    return real
 
 
 def truth(name: str, value: object) -> bool:

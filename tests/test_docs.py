@@ -56,5 +56,6 @@ def test_what_is_wanting_is_found():
                     raise ValueError("no")
         def _private(): pass
     ''')
-    assert wanting(source) == ["Net has no docstring", "Net.forward raises, and does not say so",
-                               "Net.forward has arguments without a type: y", "Net.forward does not say what it returns"]
+    assert wanting(source) == [
+        "Net has no docstring", "Net.forward raises, and does not say so",
+        "Net.forward has arguments without a type: y", "Net.forward does not say what it returns"]

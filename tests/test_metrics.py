@@ -68,7 +68,7 @@ def test_planted_copies_are_the_nearest():
 def test_the_interval_covers_the_mean_as_often_as_it_says():
     hits = 0
     for i in range(200):
-        low, high = metrics.interval(lambda x: x.mean().item(), normal(60, seed=i), n=100, seed=i)
+        low, high = metrics.bootstrap(lambda x: x.mean().item(), normal(60, seed=i), n=100, seed=i)
         hits += low < 0 < high
     assert 0.88 < hits / 200 < 0.99
 
@@ -84,7 +84,7 @@ def test_the_interval_of_a_measure_with_a_bias_is_that_of_the_same_sample_size()
     """Copies double the bias of a bootstrap sample, so that uncentred intervals would mostly miss."""
     pairs = [(normal(60, 2, seed=2 * i), 0.5 + normal(60, 2, seed=2 * i + 1)) for i in range(100)]
     mean = sum(metrics.frechet(*pair) for pair in pairs) / 100
-    hits = sum(low < mean < high for low, high in (metrics.interval(metrics.frechet, *pair, n=60) for pair in pairs))
+    hits = sum(low < mean < high for low, high in (metrics.bootstrap(metrics.frechet, *pair, n=60) for pair in pairs))
     assert hits > 80
 
 

@@ -9,7 +9,7 @@ import torch
 from minidiff import multistep
 from minidiff.grid import Grid
 from minidiff.multistep import lagrange_integrals
-from minidiff.prediction import exact
+from minidiff.prediction import oracle
 from minidiff.schedule import SD, Level
 from minidiff.sd.scheduler import from_diffusers, preset
 from tests.exact import GAUSSIAN, TWO
@@ -58,7 +58,7 @@ def test_lms_has_order_two_after_its_euler_start_whatever_its_terms(terms, low, 
 
 def test_plms_asks_nothing_about_the_data_themselves():
     grid = Grid([Level(2.0, 0.5, 0.5), Level(1.0, 0.5, 0.5), Level(0.0, 1.0, 0.0)])  # the first step is of no size
-    assert last(multistep.plms, exact(3.0), torch.tensor(1.0), grid) == 3
+    assert last(multistep.plms, oracle(3.0), torch.tensor(1.0), grid) == 3
 
 
 @pytest.mark.parametrize("data", [GAUSSIAN, TWO], ids=["Gaussian", "mixture"])

@@ -3,6 +3,7 @@ import importlib
 
 import pytest
 
+import minidiff
 from minidiff.teach.check import NOT_TRIED, RIGHT, WRONG, exercises, judge
 from tests import contract, rules, series
 
@@ -20,7 +21,8 @@ def test_a_notebook_keeps_every_rule(path, capsys):
 @pytest.mark.parametrize("path, name", MIRRORS, ids=[f"{path.stem[:2]} {name}" for path, name in MIRRORS])
 def test_what_the_reader_writes_equals_the_package(path, name):
     module, _, attribute = name.rpartition(".")
-    package = getattr(importlib.import_module(f"minidiff.{module}"), attribute)
+    home = importlib.import_module(f"minidiff.{module}") if "." in module else getattr(minidiff, module)
+    package = getattr(home, attribute)
     contract.prove(series.load(path, name), package, contract.CASES[name])
 
 

@@ -127,7 +127,7 @@ def apart(xs: list[float], least: float) -> list[float]:
     """
     kept: list[float] = []
     for x in xs:
-        kept += [x] if all(abs(x - other) >= least for other in kept) else []
+        kept += [x] if all(abs(x - before) >= least for before in kept) else []
     return kept
 
 

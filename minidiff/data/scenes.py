@@ -82,9 +82,9 @@ def sample(rng: random.Random, *, held_out: bool | None = False, second: float =
         if held_out:
             return rng.choice(sorted(HELD_OUT))
         while True:
-            found = rng.choice(ATTRIBUTES["color"]), rng.choice(ATTRIBUTES["object"])
-            if held_out is None or found not in HELD_OUT:
-                return found
+            chosen = rng.choice(ATTRIBUTES["color"]), rng.choice(ATTRIBUTES["object"])
+            if held_out is None or chosen not in HELD_OUT:
+                return chosen
 
     time, sky, ground, size, place = (rng.choice(ATTRIBUTES[name])
                                       for name in ("time", "sky", "ground", "size", "place"))

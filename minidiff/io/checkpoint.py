@@ -56,7 +56,7 @@ FOREIGN = {  # a name that only the files of this kind have: what they are
     "double_blocks.0.img_attn.qkv.weight": "model of FLUX"}
 OTHERS = {".hada_": "LoHa", ".lokr_": "LoKr", ".dora_scale": "DoRA", "lora_magnitude_vector": "DoRA",
           "ip_adapter.": "IP-Adapter"}  # a part of a name that only files of this kind have
-KINDS = {"checkpoint": "whole model", "lora": "LoRA", "controlnet": "ControlNet", "unet": "U-Net", "vae": "VAE",
+CONTENTS = {"checkpoint": "whole model", "lora": "LoRA", "controlnet": "ControlNet", "unet": "U-Net", "vae": "VAE",
          "text_encoder": "text encoder", "embedding": "textual inversion", "unknown": "file of an unknown kind"}
 
 
@@ -64,7 +64,7 @@ def kind(state: State) -> str:
     """What a file's names say that it is.
 
     Returns:
-        A key of KINDS, or one of the values of FOREIGN and OTHERS, which nothing here loads.
+        A key of CONTENTS, or one of the values of FOREIGN and OTHERS, which nothing here loads.
 
     >>> import torch
     >>> kind({"lora_unet_conv_in.alpha": torch.ones(())})
@@ -77,8 +77,8 @@ def kind(state: State) -> str:
         return foreign
     if has(*PARTS["unet"]):
         return "checkpoint"
-    if other := next((title for part, title in OTHERS.items() if any(part in key for key in state)), None):
-        return other
+    if stranger := next((title for part, title in OTHERS.items() if any(part in key for key in state)), None):
+        return stranger
     if any("lora" in key for key in state):
         return "lora"
     if has(*PARTS["controlnet"], "zero_convs.", "controlnet_"):
@@ -103,10 +103,10 @@ def family(state: State) -> str | None:
     >>> family({"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768)})
     'sd1'
     """
-    found = WIDTHS.get(next((v.shape[-1] for key, v in state.items() if key.endswith("attn2.to_k.weight")), None))
+    families = WIDTHS.get(next((v.shape[-1] for key, v in state.items() if key.endswith("attn2.to_k.weight")), None))
     first = next((state[key] for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight",
                                          "conv_in.weight") if key in state), None)
-    return "sd2-base" if found == "sd2" and first is not None and first.shape[1] == 9 else found
+    return "sd2-base" if families == "sd2" and first is not None and first.shape[1] == 9 else families
 
 
 def predicts(state: State, notes: dict[str, Any]) -> dict[str, Any]:
@@ -126,10 +126,10 @@ def predicts(state: State, notes: dict[str, Any]) -> dict[str, Any]:
             or notes.get("global_step") == 875000)                       # 512-base-ema.ckpt, as in diffusers
     if base and family(state) == "sd2":
         said = said or "epsilon"
-    found = {"prediction_type": "v_prediction" if "v_pred" in state else said}
+    options = {"prediction_type": "v_prediction" if "v_pred" in state else said}
     if "ztsnr" in state:
-        found |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return {key: value for key, value in found.items() if value}
+        options |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return {key: value for key, value in options.items() if value}
 
 
 def configs(config: str | Path | None, state: State, source: str | Path,
@@ -146,29 +146,29 @@ def configs(config: str | Path | None, state: State, source: str | Path,
     """
     seems, said = family(state), predicts(state, notes or {})
     if config is not None and config not in FAMILIES:
-        found = _folder(Path(config))
-        return {**found, "scheduler": {**found["scheduler"], **said}}
+        parts = _folder(Path(config))
+        return {**parts, "scheduler": {**parts["scheduler"], **said}}
     name = config or ("sd2-base" if seems == "sd2" and said.get("prediction_type") == "epsilon" else seems)
     if name is None:
         raise ValueError(f"{source} is of no family that minidiff knows ({', '.join(FAMILIES)}); give config=, the "
                          "folder of a model in diffusers' layout that has the same shape")
     if seems is not None and seems.split("-")[0] != name.split("-")[0]:
         raise ValueError(f"{source} is a file of {TITLES[seems.split('-')[0]]}: config={config!r} does not fit it")
-    found = dict(FAMILIES[name])
+    parts = dict(FAMILIES[name])
     unet, _ = part(state, "unet")
     if "input_blocks.0.0.weight" in unet:
-        found["unet"] = {**found["unet"], "in_channels": unet["input_blocks.0.0.weight"].shape[1]}
-        if found["unet"]["in_channels"] == 9 and name == "sd1":
-            found["scheduler"] = {**found["scheduler"], "_class_name": "DDIMScheduler"}
+        parts["unet"] = {**parts["unet"], "in_channels": unet["input_blocks.0.0.weight"].shape[1]}
+        if parts["unet"]["in_channels"] == 9 and name == "sd1":
+            parts["scheduler"] = {**parts["scheduler"], "_class_name": "DDIMScheduler"}
     if "time_embed.cond_proj.weight" in unet:
-        found["unet"] = {**found["unet"], "time_cond_proj_dim": unet["time_embed.cond_proj.weight"].shape[1]}
-        found["scheduler"] = {**found["scheduler"], "_class_name": "LCMScheduler"}
+        parts["unet"] = {**parts["unet"], "time_cond_proj_dim": unet["time_embed.cond_proj.weight"].shape[1]}
+        parts["scheduler"] = {**parts["scheduler"], "_class_name": "LCMScheduler"}
     if config is not None and seems == "sd2":        # "sd2" or "sd2-base" was given to say what the metadata may not
         said = predicts(state, {})
-    if said.get("rescale_betas_zero_snr") and found["scheduler"]["_class_name"] == "PNDMScheduler":
+    if said.get("rescale_betas_zero_snr") and parts["scheduler"]["_class_name"] == "PNDMScheduler":
         said = {**said, "_class_name": "DDIMScheduler"}                  # plms divides by alpha, which is 0 at first
-    found["scheduler"] = {**found["scheduler"], **said}
-    return found
+    parts["scheduler"] = {**parts["scheduler"], **said}
+    return parts
 
 
 def named(index: dict[str, Any], part: str) -> str | None:
@@ -202,13 +202,13 @@ def values(name: str, config: str | Path | None, state: State, source: str | Pat
     """
     if config is not None and (Path(config) / "config.json").is_file():
         return read_json(Path(config) / "config.json")
-    if (found := kind(state)) not in ("checkpoint", name):
-        raise ValueError(f"{source} is no {KINDS[name]} but a {KINDS.get(found, found)}")
+    if (held := kind(state)) not in ("checkpoint", name):
+        raise ValueError(f"{source} is no {CONTENTS[name]} but a {CONTENTS.get(held, held)}")
     xl = str((notes or {}).get("modelspec.architecture", "")).startswith("stable-diffusion-xl")
-    parts = configs(config or (("sdxl" if xl else "sd1") if found == "vae" else None), state, source)
+    parts = configs(config or (("sdxl" if xl else "sd1") if held == "vae" else None), state, source)
     if name == "controlnet" and name not in parts:                       # shaped like the U-Net that it belongs to
-        other = ("_class_name", "sample_size", "in_channels", "out_channels", "up_block_types")
-        return {key: value for key, value in parts["unet"].items() if key not in other}
+        free = ("_class_name", "sample_size", "in_channels", "out_channels", "up_block_types")
+        return {key: value for key, value in parts["unet"].items() if key not in free}
     return parts[name]
 
 
@@ -226,13 +226,13 @@ def part(state: State, name: str, ema: bool = False) -> tuple[State, str]:
     ({'quant_conv.bias': tensor([1.])}, 'vae.')
     """
     prefix = next((p for p in PARTS[name] if any(key.startswith(p) for key in state)), "")
-    found = {key[len(prefix):]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+    tensors = {key[len(prefix):]: tensor for key, tensor in state.items() if key.startswith(prefix)}
     if ema:
-        averages = {key: state.get(EMA + key.replace(".", "")) for key in found}
+        averages = {key: state.get(EMA + key.replace(".", "")) for key in tensors}
         if missing := [key for key, tensor in averages.items() if tensor is None]:
             raise ValueError(f"ema=True: the file holds no running average of {missing[0]}, and {len(missing)} in all")
-        found = averages
-    return found, prefix
+        tensors = averages
+    return tensors, prefix
 
 
 def _folder(folder: Path) -> dict[str, dict]:
@@ -244,9 +244,9 @@ def _folder(folder: Path) -> dict[str, dict]:
     names = [name for name in (*PARTS, "scheduler") if named(index, name)]
     if missing := [name for name in ("unet", "vae", "text_encoder", "scheduler") if name not in names]:
         raise ValueError(f"config is {str(folder)!r}, whose model_index.json names no {', '.join(missing)}")
-    found = {name: read_json(folder / name / files.get(name, "config.json")) for name in names}
-    found["scheduler"]["_class_name"] = named(index, "scheduler")
-    return found
+    parts = {name: read_json(folder / name / files.get(name, "config.json")) for name in names}
+    parts["scheduler"]["_class_name"] = named(index, "scheduler")
+    return parts
 
 
 # The types of the values of a scheduler_config.json

@@ -58,11 +58,11 @@ def _fetch(name: str, variant: str | None) -> Path:
     tags, served = dict.fromkeys([f".{variant}" if variant else "", ""]), set()
     # a part without the variant is fetched without it, one without safetensors as .bin: so they are read
     for tag, ending in itertools.product(tags, ENDINGS):
-        other = UNWANTED + [f"{part}/*{end}" for part in served for end in ENDINGS]
-        other += [] if tag else ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"]
+        unwanted = UNWANTED + [f"{part}/*{end}" for part in served for end in ENDINGS]
+        unwanted += [] if tag else ["*.fp16.*", "*.fp16-*", "*.non_ema.*", "*.non_ema-*"]
         weights = [f"*/*{tag}{ending}", f"*/*{tag}-*{ending}"]
         try:
-            folder = Path(snapshot_download(name, allow_patterns=WANTED + weights, ignore_patterns=other))
+            folder = Path(snapshot_download(name, allow_patterns=WANTED + weights, ignore_patterns=unwanted))
         except OSError as error:
             raise FileNotFoundError(f"{name} cannot be fetched from huggingface.co, and is not in the cache "
                                     f"{constants.HF_HUB_CACHE}: "

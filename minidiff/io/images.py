@@ -169,8 +169,8 @@ def latent_colors(encode: Callable[[Tensor], Tensor], factor: int) -> Tensor:
     """
     side = 4 * factor
     one = torch.cartesian_prod(*[torch.tensor([-0.9, 0.0, 0.9])] * 3)[:, :, None, None]  # 27 colours
-    other = one.flip(1, 0)
-    ramp = one + (other - one) * torch.linspace(0, 1, side)
+    another = one.flip(1, 0)
+    ramp = one + (another - one) * torch.linspace(0, 1, side)
     image = torch.cat([one.expand(-1, -1, side, side), ramp.expand(-1, -1, side, -1)])  # (54, 3, side, side)
     z = encode(image)
     inputs = torch.cat([z, torch.ones_like(z[:, :1])], 1).permute(0, 2, 3, 1).flatten(0, 2)  # (54·16, C + 1)

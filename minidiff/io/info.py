@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from minidiff.io.checkpoint import (
+    CONTENTS,
     EMA,
     FAMILIES,
-    KINDS,
     PARTS,
     TITLES,
     WIDTHS,
@@ -92,7 +92,7 @@ def _file(path: Path) -> dict[str, Any]:
     what = kind(state)
     if what == "checkpoint":
         return _checkpoint(state, read_notes(path))
-    title = KINDS.get(what, what)
+    title = CONTENTS.get(what, what)
     if what == "embedding":
         title = _words(state)
     elif of := WIDTHS.get(_context(state)):
@@ -102,20 +102,20 @@ def _file(path: Path) -> dict[str, Any]:
 
 def _checkpoint(state: State, notes: dict[str, Any]) -> dict[str, Any]:
     """Of a single file with a whole model: what it says itself, and what its family's published config does."""
-    found, name = {}, family(state)
+    parts, name = {}, family(state)
     for network in PARTS:
         tensors, prefix = part(state, network)
         if prefix:
-            found[network] = count(tensors)
+            parts[network] = count(tensors)
     if average := {key: tensor for key, tensor in state.items() if key.startswith(EMA)}:
-        found["unet, average"] = count(average)
+        parts["unet, average"] = count(average)
     unet, _ = part(state, "unet")
     title = "Stable Diffusion" if name is None else TITLES[name.split("-")[0]]
     inpaints = "input_blocks.0.0.weight" in unet and unet["input_blocks.0.0.weight"].shape[1] == 9
     # the tensors of a file of Stable Diffusion 2 do not tell which of two it is
     usual = None if name in ("sd2", None) else FAMILIES[name]["scheduler"]["prediction_type"]
     said = predicts(state, notes)
-    return {"family": f"{title}{' inpainting' if inpaints else ''}, single file", "parts": found,
+    return {"family": f"{title}{' inpainting' if inpaints else ''}, single file", "parts": parts,
             "prediction_type": said.get("prediction_type", usual),
             "zero_terminal_snr": said.get("rescale_betas_zero_snr", False)}
 

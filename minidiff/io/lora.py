@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minidiff.io import rename
-from minidiff.io.checkpoint import KINDS, kind
+from minidiff.io.checkpoint import CONTENTS, kind
 from minidiff.io.weight_file import read_notes
 from minidiff.io.weights import first_ten, load_state, nonfinite, read_json, save_state
 
@@ -46,8 +46,8 @@ class Change(NamedTuple):
 
     def fits(self, weight: Tensor) -> bool:
         """Whether it can be added to this weight."""
-        (out, rank), (other, inputs) = self.up.flatten(1).shape, self.down.flatten(1).shape
-        return (out, rank, inputs) == (len(weight), other, weight[0].numel())
+        (out, rank), (columns, inputs) = self.up.flatten(1).shape, self.down.flatten(1).shape
+        return (out, rank, inputs) == (len(weight), columns, weight[0].numel())
 
 
 Lora = dict[str, Change]  # by the name of the layer, such as "unet.mid_block.attentions.0.proj_in"
@@ -130,8 +130,8 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
     if path.is_dir() and (path / "adapter_config.json").is_file():
         path = next((path / name for name in PEFT if (path / name).is_file()), path)
     state = load_state(path, "pytorch_lora_weights")
-    if (what := kind(state)) in KINDS and what not in ("lora", "unknown"):
-        raise ValueError(f"{path} is no LoRA but a {KINDS[what]}")
+    if (what := kind(state)) in CONTENTS and what not in ("lora", "unknown"):
+        raise ValueError(f"{path} is no LoRA but a {CONTENTS[what]}")
     layers, pairs, alphas, odd, twice = _layers(parts), {}, {}, [], []
     names = _spellings(layers)
     for key, tensor in state.items():
@@ -157,9 +157,9 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
     whole = [key for key, tensor in state.items() if not tensor.is_floating_point() and not key.endswith(".alpha")]
     problems = {"unknown": odd, "for a layer that has one already": twice, "without its counterpart": halves,
                 "of the wrong shape": shapes, "not of real numbers": whole}
-    if found := "; ".join(f"{what}: {first_ten(names)}" for what, names in problems.items() if names):
+    if said := "; ".join(f"{what}: {first_ten(names)}" for what, names in problems.items() if names):
         raise ValueError(f"{path} does not fit this model, or is no plain LoRA (LoHa, LoKr and DoRA are not "
-                         f"supported); {found}")
+                         f"supported); {said}")
     if not lora:
         raise ValueError(f"{path} holds no LoRA: it is empty")
     if broken := [name for name, c in lora.items()
@@ -189,7 +189,7 @@ def _layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 def _spellings(layers: Iterable[str]) -> dict[str, str]:
     """{name in some file: name of the layer}: underscores cannot be parsed, but they can be looked up."""
-    found = {}
+    layer_of = {}
     # kohya's SDXL files are written on CompVis' names
     compvis = rename.unet(f"{name.removeprefix('unet.')}.weight" for name in layers if name.startswith("unet."))
     for name in layers:
@@ -197,13 +197,13 @@ def _spellings(layers: Iterable[str]) -> dict[str, str]:
         dotted = {short.replace(*pair) for short in (path, path.removeprefix("text_model."))
                   for pair in [("", ""), *OLD.items()]}
         for spelled in dotted:
-            found[f"{part}.{spelled}"] = name
+            layer_of[f"{part}.{spelled}"] = name
             if part == "unet":
-                found[spelled] = name
+                layer_of[spelled] = name
         theirs = compvis[f"{path}.weight"].name.removesuffix(".weight") if part == "unet" else path
         for spelled in {path, theirs}:
-            found |= {prefix + spelled.replace(".", "_"): name for prefix in KOHYA[part]}
-    return found
+            layer_of |= {prefix + spelled.replace(".", "_"): name for prefix in KOHYA[part]}
+    return layer_of
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -211,25 +211,25 @@ def _settings(path: Path) -> dict[str, Any]:
     a file of its own, without the part's name.
     """
     path = path / "pytorch_lora_weights.safetensors" if path.is_dir() else path
-    own = path.parent / "adapter_config.json"
-    if path.name in PEFT and own.is_file():
-        return {f"{part}.{key}": value for part in KOHYA for key, value in read_json(own).items()}
+    config = path.parent / "adapter_config.json"
+    if path.name in PEFT and config.is_file():
+        return {f"{part}.{key}": value for part in KOHYA for key, value in read_json(config).items()}
     text = read_notes(path).get("lora_adapter_metadata", "{}") if path.suffix == ".safetensors" else "{}"
     try:
-        found = json.loads(text)
+        noted = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path} has garbled lora_adapter_metadata: {error}") from error
-    if not isinstance(found, dict | None):
-        raise ValueError(f"{path} has garbled lora_adapter_metadata: it is a {type(found).__name__}, not an object")
-    return found or {}
+    if not isinstance(noted, dict | None):
+        raise ValueError(f"{path} has garbled lora_adapter_metadata: it is a {type(noted).__name__}, not an object")
+    return noted or {}
 
 
 def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, Any]) -> float:
     """alpha/rank, or with use_rslora alpha/√rank (2312.03732); alpha of the layer, else of its part, else the rank."""
     part, _, path = name.partition(".")
     patterns, whole, root = (settings.get(f"{part}.{key}") for key in ("alpha_pattern", "lora_alpha", "use_rslora"))
-    if (other := settings.get(f"{part}.peft_type") or "LORA") != "LORA" or settings.get(f"{part}.use_dora"):
-        raise ValueError(f"the LoRA's settings for {part} say {other if other != 'LORA' else 'use_dora'}; supported "
+    if (method := settings.get(f"{part}.peft_type") or "LORA") != "LORA" or settings.get(f"{part}.use_dora"):
+        raise ValueError(f"the LoRA's settings for {part} say {method if method != 'LORA' else 'use_dora'}; supported "
                          "are plain LoRAs")
     if not (isinstance(patterns, dict | None) and isinstance(root, bool | None) and all(
             isinstance(alpha, int | float | None) and not isinstance(alpha, bool)
@@ -237,8 +237,8 @@ def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, 
         raise ValueError(f"the LoRA's settings for {part} are garbled: lora_alpha is {whole!r}, alpha_pattern "
                          f"{patterns!r}, use_rslora {root!r}")
     try:
-        own = [alpha for pattern, alpha in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({pattern})", path)]
+        matching = [alpha for pattern, alpha in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({pattern})", path)]
     except re.error as error:
         raise ValueError(f"the LoRA's settings for {part} are garbled: alpha_pattern {patterns!r}") from error
-    alpha = next((a for a in (alphas.get(name), *own[:1], whole) if a is not None), rank)
+    alpha = next((a for a in (alphas.get(name), *matching[:1], whole) if a is not None), rank)
     return alpha / (rank ** 0.5 if root else rank)

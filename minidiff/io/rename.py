@@ -119,9 +119,9 @@ def to_ours(places: Places, state: State) -> State:
     >>> to_ours({"a": Place("x", third=1)}, {"x": torch.arange(6), "y": torch.ones(1)})
     {'a': tensor([2, 3]), 'y': tensor([1.])}
     """
-    found = {key: _part(state[place.name], place) for key, place in places.items() if place.name in state}
+    renamed = {key: _part(state[place.name], place) for key, place in places.items() if place.name in state}
     known = {place.name for place in places.values()}
-    return found | {name: tensor for name, tensor in state.items() if name not in known}
+    return renamed | {name: tensor for name, tensor in state.items() if name not in known}
 
 
 def to_theirs(places: Places, state: State) -> State:

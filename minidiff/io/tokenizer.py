@@ -24,9 +24,9 @@ def load_tokenizers(folder: str | Path, pads: Iterable[str | None]) -> list[Toke
     ['<|endoftext|>', '!']
     """
     folder = Path(folder)
-    own = [folder / name for name in ("tokenizer", "tokenizer_2")]
-    if own[0].is_dir():
-        return [load_tokenizer(words if words.is_dir() else own[0], pad) for words, pad in zip(own, pads)]
+    folders = [folder / name for name in ("tokenizer", "tokenizer_2")]
+    if folders[0].is_dir():
+        return [load_tokenizer(words if words.is_dir() else folders[0], pad) for words, pad in zip(folders, pads)]
     return [load_tokenizer(folder, pad) for pad in pads]
 
 

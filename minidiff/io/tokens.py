@@ -30,26 +30,26 @@ def stated_tokens(folder: Path) -> dict[str, Any]:
     whole = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else {}
     cut, fill = ({} if not isinstance(whole.get(name), dict) else whole[name] for name in ("truncation", "padding"))
     sides = {"padding_side": fill.get("direction"), "truncation_side": cut.get("direction")}
-    found: dict[str, Any] = {"pad_token": fill.get("pad_token")} | {
+    stated: dict[str, Any] = {"pad_token": fill.get("pad_token")} | {
         name: str(side).lower() for name, side in sides.items() if side}
     for file in filter(Path.is_file, files):
-        found |= {k: v.get("content") if isinstance(v, dict) and k.endswith("_token") else v
+        stated |= {k: v.get("content") if isinstance(v, dict) and k.endswith("_token") else v
                   for k, v in read_json(file).items() if v}
     right = {"padding_side": "right", "truncation_side": "right"}
     for name, known in {"bos_token": BOS, "eos_token": EOS, **right}.items():
-        if found.get(name, known) != known:
-            raise ValueError(f"the tokenizer in {folder} has {name} = {found[name]!r}; supported is {known!r}")
-    length = found.get("model_max_length", LENGTH)
+        if stated.get(name, known) != known:
+            raise ValueError(f"the tokenizer in {folder} has {name} = {stated[name]!r}; supported is {known!r}")
+    length = stated.get("model_max_length", LENGTH)
     if length != LENGTH and not (isinstance(length, (int, float)) and length > UNSAID):
         raise ValueError(f"the tokenizer in {folder} has model_max_length = {length!r}; supported is {LENGTH}")
-    if not isinstance(found["pad_token"], str | None):
-        raise ValueError(f"the tokenizer in {folder} has pad_token = {found['pad_token']!r}; it should be a text")
-    listed = [token for key in MORE if isinstance(found.get(key), list) for token in found[key]]
-    listed += [found["unk_token"]] if found.get("unk_token") else []
-    found["special"] = [token.get("content") if isinstance(token, dict) else token for token in listed]
-    if odd := [token for token in found["special"] if not isinstance(token, str) or not token]:
+    if not isinstance(stated["pad_token"], str | None):
+        raise ValueError(f"the tokenizer in {folder} has pad_token = {stated['pad_token']!r}; it should be a text")
+    listed = [token for key in MORE if isinstance(stated.get(key), list) for token in stated[key]]
+    listed += [stated["unk_token"]] if stated.get("unk_token") else []
+    stated["special"] = [token.get("content") if isinstance(token, dict) else token for token in listed]
+    if odd := [token for token in stated["special"] if not isinstance(token, str) or not token]:
         raise ValueError(f"the tokenizer in {folder} has a special token {odd[0]!r}; it should be a text")
-    return found
+    return stated
 
 
 def add_tokens(tokenizer: Tokenizer, folder: Path) -> None:

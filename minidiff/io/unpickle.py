@@ -143,14 +143,14 @@ def inner(content: Any, path: Path) -> Any:
     {'a': tensor([1.])}
     """
     while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
-        found = {k: v for k, v in content.items()
+        inside = {k: v for k, v in content.items()
                  if isinstance(k, str) and k not in TRAINER and isinstance(v, dict) and _holds(v)}
-        if len(found) > 1 and "state_dict" not in found:
-            raise ValueError(f"{path} holds several dictionaries of tensors: {', '.join(sorted(found)[:10])}; save the "
-                             "one to use in a file of its own")
-        if not found:
+        if len(inside) > 1 and "state_dict" not in inside:
+            raise ValueError(f"{path} holds several dictionaries of tensors: {', '.join(sorted(inside)[:10])}; save "
+                             "the one to use in a file of its own")
+        if not inside:
             break
-        content = found.get("state_dict") or next(iter(found.values()))
+        content = inside.get("state_dict") or next(iter(inside.values()))
     return content
 
 

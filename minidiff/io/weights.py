@@ -104,10 +104,10 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
             return _read_shards(index, headers)
     if not source.exists():
         raise FileNotFoundError(f"there is no folder {source}")
-    found = sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
+    there = sorted(p.name for p in source.iterdir() if p.suffix in (".safetensors", ".bin"))
     raise FileNotFoundError(
         f"looked for {stem}{tag}.safetensors or {pickled}{tag}.bin in {source}: "
-        + (f"there is only {', '.join(found)}" + _variant_hint(source, (stem, pickled), variant) if found
+        + (f"there is only {', '.join(there)}" + _variant_hint(source, (stem, pickled), variant) if there
            else "it holds no weights"))
 
 
@@ -150,16 +150,16 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
     >>> net(torch.ones(2)).item()
     2.0
     """
-    own = module.state_dict()
-    state = {k: v.view(own[k].shape) if k in own and _pointwise(v, own[k]) else v for k, v in state.items()}
-    shapes = {k: f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in own.keys() & state.keys()
-              if state[k].shape != own[k].shape}
-    problems = {"missing": own.keys() - state.keys(), "unexpected": state.keys() - own.keys(),
+    wanted = module.state_dict()
+    state = {k: v.view(wanted[k].shape) if k in wanted and _pointwise(v, wanted[k]) else v for k, v in state.items()}
+    shapes = {k: f"{k} {list(state[k].shape)} instead of {list(wanted[k].shape)}" for k in wanted.keys() & state.keys()
+              if state[k].shape != wanted[k].shape}
+    problems = {"missing": wanted.keys() - state.keys(), "unexpected": state.keys() - wanted.keys(),
                 "of the wrong shape": shapes.values(),
-                "not of real numbers": [k for k in own.keys() & state.keys() if not state[k].is_floating_point()]}
-    found = "; ".join(f"{what}: {first_ten(names)}" for what, names in problems.items() if names)
-    if found:
-        raise ValueError(f"{source} does not fit {type(module).__name__}; {found}")
+                "not of real numbers": [k for k in wanted.keys() & state.keys() if not state[k].is_floating_point()]}
+    said = "; ".join(f"{what}: {first_ten(names)}" for what, names in problems.items() if names)
+    if said:
+        raise ValueError(f"{source} does not fit {type(module).__name__}; {said}")
     if sum(v.nbytes for v in state.values()) <= CHECKED and (broken := nonfinite(state)):
         raise ValueError(f"{source} holds NaN or infinite numbers in {broken}")
     module.load_state_dict(state, assign=True)

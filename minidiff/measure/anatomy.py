@@ -57,11 +57,11 @@ def anatomy(net: nn.Module, *inputs: Any, **cond: Any) -> Part:
                     {key: x.to("meta") if isinstance(x, Tensor) else x for key, x in cond.items()})
     with FlopCounterMode(display=False) as counter:
         net(*inputs, **cond)
-    counts = {name: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     top = type(net).__name__
 
     def part(name: str, module: nn.Module) -> Part:
-        children = [part(f"{name}.{child}" if name else child, own) for child, own in module.named_children()]
+        children = [part(f"{name}.{child}" if name else child, inner) for child, inner in module.named_children()]
         called = counts.get(f"{top}.{name}" if name else top, 0)         # not so lists, and what other methods use
         flops = called if name in shapes else sum(child.flops for child in children)
         return Part(name.rpartition(".")[2] or top, type(module).__name__, shapes.get(name, ()),

@@ -211,9 +211,9 @@ def extras(counter: Patches, part: list[scenes.Scene], image: torch.Tensor) -> l
     >>> extras(counter, [scene._replace(sky="sun")], to_tensor([scenes.draw(scene, 64)[0]]))
     [['extra moon']]
     """
-    found = counter(F.interpolate(image, (COUNTING, COUNTING), mode="bilinear", antialias=True))[0].sum((2, 3)).round()
+    counts = counter(F.interpolate(image, (COUNTING, COUNTING), mode="bilinear", antialias=True))[0].sum((2, 3)).round()
     asked = torch.tensor([[scene.sky == "sun", scene.sky == "moon", 1 + bool(scene.second)] for scene in part])
-    return [[f"extra {name}" for name, more in zip(COUNTED, row) if more] for row in (found > asked).tolist()]
+    return [[f"extra {name}" for name, more in zip(COUNTED, row) if more] for row in (counts > asked).tolist()]
 
 
 def laplacian_energy(image: torch.Tensor) -> torch.Tensor:
@@ -233,7 +233,7 @@ def ratio(a: torch.Tensor, b: torch.Tensor) -> dict:
     def of(a: torch.Tensor, b: torch.Tensor) -> float:
         return (a.mean() / b.mean()).item()
 
-    low, high = metrics.interval(of, a, b)
+    low, high = metrics.bootstrap(of, a, b)
     return {"value": round(of(a, b), 4), "low": round(low, 4), "high": round(high, 4), "n": len(a)}
 
 
@@ -269,18 +269,18 @@ def against_drawings(reader: Reader, features: torch.Tensor, size: int) -> dict[
     other drawings, which is what a perfect model would get."""
     n = len(features)
     drawn = scenes.render(2 * n, size, seed=FRESH, second=0.0)[0]
-    real, other = torch.cat([reader.features(part.float() / 127.5 - 1) for part in drawn.split(BATCH)]).split(n)
-    return {"pictures": metrics.compare(real, features), "drawings": metrics.compare(real, other)}
+    real, fresh = torch.cat([reader.features(part.float() / 127.5 - 1) for part in drawn.split(BATCH)]).split(n)
+    return {"pictures": metrics.compare(real, features), "drawings": metrics.compare(real, fresh)}
 
 
 def _pairs_right(reader: Reader, part: list[scenes.Scene], image: torch.Tensor) -> list[dict[str, bool]]:
     """For each picture of two objects: which of the two (colour, object) pairs the reader finds."""
     index = {name: values.index for name, values in scenes.ATTRIBUTES.items()}
     rows = []
-    for scene, found in zip(part, reader.things(image)):
+    for scene, pairs_read in zip(part, reader.things(image)):
         wanted = [(scene.color, scene.object), scene.second[:2]]
         pairs = Counter((index["color"](color), index["object"](obj)) for color, obj in wanted)
-        missing = pairs - found
+        missing = pairs - pairs_read
         rows.append({f"{color} {obj}": missing[index["color"](color), index["object"](obj)] == 0
                      for color, obj in wanted})
     return rows

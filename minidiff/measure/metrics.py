@@ -94,13 +94,13 @@ def without_bias(measure: Callable[[Tensor, Tensor], float], a: Tensor, b: Tenso
     return 2 * measure(a, b) - (measure(a[::2], b[::2]) + measure(a[1::2], b[1::2])) / 2
 
 
-def interval(measure: Callable[..., float], *sets: Tensor, n: int = 200, seed: int = 0) -> tuple[float, float]:
+def bootstrap(measure: Callable[..., float], *sets: Tensor, n: int = 200, seed: int = 0) -> tuple[float, float]:
     """Where the measure of other sets of the same size would lie, 95 %: n bootstrap samples (Efron 1979), centred.
 
     A sample with replacement has copies, and they shift `frechet`, `kernel_distance` and `precision_recall`. So the
     middle 95 % of the samples are moved by the difference of the measure and their mean; for a mean there is none.
 
-    >>> low, high = interval(lambda x: x.mean().item(), torch.arange(100.0)); low < 49.5 < high
+    >>> low, high = bootstrap(lambda x: x.mean().item(), torch.arange(100.0)); low < 49.5 < high
     True
     """
     g = torch.Generator().manual_seed(seed)
@@ -120,7 +120,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], float]] = {
 
 
 def compare(real: Tensor, made: Tensor, *, n: int = 100) -> dict[str, dict]:
-    """All measures of `made` against `real`, each {"value", "low", "high", "n"} with its 95 % `interval`.
+    """All measures of `made` against `real`, each {"value", "low", "high", "n"} with its 95 % interval (`bootstrap`).
 
     They mean something beside the same comparison of two sets of real data, of the same size.
 
@@ -134,7 +134,7 @@ def compare(real: Tensor, made: Tensor, *, n: int = 100) -> dict[str, dict]:
     """
     rows = {}
     for name, measure in MEASURES.items():
-        low, high = interval(measure, real, made, n=n)
+        low, high = bootstrap(measure, real, made, n=n)
         if name in ("precision", "recall"):
             low, high = max(0.0, low), min(1.0, high)
         rows[name] = {"value": round(measure(real, made), 4), "low": round(low, 4), "high": round(high, 4),

@@ -94,10 +94,10 @@ def watched(net: nn.Module,
         x, context = (*inputs, None)[:2]
         q = split_heads(attention.to_q(x), attention.heads)
         k, v = attention.keys_values(x if context is None else context)
-        found = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-        used = change(name, found) if change else found
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        used = change(name, weights) if change else weights
         seen.setdefault(name, []).append(used)
-        return None if used is found else attention.to_out[0]((used @ v).transpose(1, 2).flatten(2))
+        return None if used is weights else attention.to_out[0]((used @ v).transpose(1, 2).flatten(2))
 
     hooks = [module.register_forward_hook(lambda module, inputs, _, name=name: note(name, module, inputs))
              for name, module in net.named_modules() if type(module) is Attention]

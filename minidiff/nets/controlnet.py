@@ -109,8 +109,8 @@ class ControlNet(Encoder):
         """
         shared = {f.name: getattr(unet.config, f.name) for f in dataclasses.fields(EncoderConfig)}
         net = cls(ControlNetConfig(**shared, conditioning_embedding_out_channels=channels))
-        own = net.state_dict().keys()
-        net.load_state_dict({k: v for k, v in unet.state_dict().items() if k in own}, strict=False)
+        names = net.state_dict().keys()
+        net.load_state_dict({k: v for k, v in unet.state_dict().items() if k in names}, strict=False)
         return net.to(unet.conv_in.weight)
 
     def look(self, picture: Tensor) -> Tensor:

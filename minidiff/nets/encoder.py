@@ -22,23 +22,6 @@ class EncoderConfig(Config):
 
     Fields that are given per resolution may be one value for all; they run from the finest resolution to the coarsest.
 
-    Args:
-        in_channels: 4; 9 for inpainting.
-        down_block_types: "CrossAttnDownBlock2D" (with attention) or "DownBlock2D", per resolution.
-        mid_block_type: "UNetMidBlock2DCrossAttn"; "UNetMidBlock2D" for one residual block, None for no middle.
-        block_out_channels: channels per resolution, divisible by `norm_num_groups`.
-        layers_per_block: residual blocks per resolution on the way down; one more on the way up.
-        heads: NUMBER of attention heads per resolution, in the file as `attention_head_dim` (a historic misnomer).
-        transformer_layers_per_block: depth of each spatial transformer, per resolution.
-        cross_attention_dim: width D of the context; None: self-attention only.
-        use_linear_projection: the transformers' projections are stored as Linear (SD 2, SDXL), not as convolutions.
-        norm_num_groups, norm_eps: of the residual blocks' GroupNorms.
-        flip_sin_to_cos, freq_shift: of the time embedding, see `sinusoid`.
-        num_class_embeds: number of classes of a class-conditional net; `vec` then holds class numbers.
-        addition_embed_type: "text_time" (SDXL) or None.
-        addition_time_embed_dim: width of the sinusoid of each of SDXL's sizes (256).
-        projection_class_embeddings_input_dim: width of `vec` (SDXL: 2816).
-
     Raises:
         ValueError: an unknown block type, or numbers that do not divide each other.
 
@@ -46,23 +29,25 @@ class EncoderConfig(Config):
     (5, 10, 20, 20)
     """
 
-    in_channels: int = 4
+    in_channels: int = 4                                     # 9 for inpainting
+    # with attention, or without; per resolution
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"   # or "UNetMidBlock2D", one residual block; None: no middle
+    # per resolution, divisible by norm_num_groups
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int | tuple[int, ...] = 2
-    heads: int | tuple[int, ...] = 8
-    transformer_layers_per_block: int | tuple[int, ...] = 1
-    cross_attention_dim: int | None = 1280
-    use_linear_projection: bool = False
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    num_class_embeds: int | None = None
-    addition_embed_type: str | None = None
-    addition_time_embed_dim: int | None = None
-    projection_class_embeddings_input_dim: int | None = None
+    layers_per_block: int | tuple[int, ...] = 2              # residual blocks per resolution; one more on the way up
+    heads: int | tuple[int, ...] = 8                         # their NUMBER; attention_head_dim in files, a misnomer
+    transformer_layers_per_block: int | tuple[int, ...] = 1  # depth of each spatial transformer
+    cross_attention_dim: int | None = 1280                   # width D of the context; None: self-attention only
+    use_linear_projection: bool = False                      # projections of transformers are Linear (SD 2, SDXL)
+    norm_num_groups: int = 32                                # of the residual blocks' GroupNorms
+    norm_eps: float = 1e-5                                   # likewise
+    flip_sin_to_cos: bool = True                             # of the time embedding, see `sinusoid`
+    freq_shift: int = 0                                      # likewise
+    num_class_embeds: int | None = None                      # vec then holds class numbers
+    addition_embed_type: str | None = None                   # "text_time" in SDXL
+    addition_time_embed_dim: int | None = None               # width of the sinusoid of each of SDXL's sizes (256)
+    projection_class_embeddings_input_dim: int | None = None  # width of vec (SDXL: 2816)
 
     time_cond_proj_dim: ClassVar[int | None] = None                      # a field of the whole U-Net only
     renamed: ClassVar = {"heads": "attention_head_dim"}

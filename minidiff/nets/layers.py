@@ -51,16 +51,16 @@ class Config:
         >>> VAEConfig.from_dict({"latent_channels": 8, "act_fn": "silu", "_diffusers_version": "0.6"}).latent_channels
         8
         """
-        own = {cls.renamed.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}
+        fields = {cls.renamed.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}
         given, hints, name = {}, get_type_hints(cls), cls.saved.get("_class_name")
         if name and values.get("_class_name", name) != name:
             raise ValueError(f"the config is of a {values['_class_name']}, not of a {name}")
         for key, value in values.items():
             value = _tuples(value)
-            if key in own:
-                given[own[key]] = _typed(value, hints[own[key]])
-                if given[own[key]] is REFUSED:
-                    raise ValueError(f"{cls.__name__} has {key} = {value!r}; it should be {_said(hints[own[key]])}")
+            if key in fields:
+                given[fields[key]] = _typed(value, hints[fields[key]])
+                if given[fields[key]] is REFUSED:
+                    raise ValueError(f"{cls.__name__} has {key} = {value!r}; it should be {_said(hints[fields[key]])}")
             elif not (key.startswith("_") or key in cls.ignored or value is None
                       or (value == cls.default[key] if key in cls.default else value in (False, "", {})
                           or isinstance(value, tuple) and not any(value))):
@@ -288,7 +288,7 @@ def _typed(value: Any, hint: Any) -> Any:
         parts = [_typed(part, get_args(hint)[0]) for part in value] if isinstance(value, tuple) else [REFUSED]
         return REFUSED if REFUSED in parts else tuple(parts)
     if isinstance(hint, UnionType):
-        return next((found for part in get_args(hint) if (found := _typed(value, part)) is not REFUSED), REFUSED)
+        return next((typed for part in get_args(hint) if (typed := _typed(value, part)) is not REFUSED), REFUSED)
     if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         return hint(value) if math.isfinite(value) and (hint is float or 0 <= value == value // 1) else REFUSED
     return value if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)) else REFUSED

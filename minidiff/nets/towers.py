@@ -117,7 +117,7 @@ class TextTower(nn.Module):
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
         self.embeddings = TextEmbeddings(config)
-        self.encoder = Encoder(config)
+        self.encoder = Transformer(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.eos = config.eos_token_id
         init(self, config)
@@ -137,7 +137,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.embeddings = PatchEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)  # sic: the published name
-        self.encoder = Encoder(config)
+        self.encoder = Transformer(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         init(self, config)
 
@@ -184,7 +184,7 @@ class PatchEmbeddings(nn.Module):
         return torch.cat([first, patches], dim=1) + self.position_embedding.weight
 
 
-class Encoder(nn.Module):
+class Transformer(nn.Module):
     """The transformer's layers; `start` and `stop` select some of them."""
 
     def __init__(self, config: CLIPTextConfig | CLIPVisionConfig):

@@ -15,12 +15,7 @@ from minidiff.nets.layers import Upsample, silu, sinusoid
 class UNetConfig(EncoderConfig):
     """Shape of a U-Net; the defaults are diffusers', close to Stable Diffusion 1.
 
-    Args:
-        in_channels … projection_class_embeddings_input_dim: see `EncoderConfig`.
-        sample_size: side of the training latents, or height and width; information only.
-        out_channels: 4.
-        up_block_types: "CrossAttnUpBlock2D" or "UpBlock2D", from the coarsest to the finest.
-        time_cond_proj_dim: width of the embedding of the guidance weight `w` (latent consistency models: 256).
+    What is not here is explained in `EncoderConfig`.
 
     Raises:
         ValueError: an unknown block type, numbers that do not divide each other, or another number of sides.
@@ -29,10 +24,11 @@ class UNetConfig(EncoderConfig):
     (5, 10, 20, 20)
     """
 
-    sample_size: int | tuple[int, ...] | None = None
-    out_channels: int = 4
+    sample_size: int | tuple[int, ...] | None = None         # of the training latents, one or two; information only
+    out_channels: int = 4                                    # those of the latents
+    # from the coarsest resolution to the finest
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    time_cond_proj_dim: int | None = None
+    time_cond_proj_dim: int | None = None                    # width of the embedding of w, the guidance weight (LCM)
 
     saved: ClassVar = {"_class_name": "UNet2DConditionModel"}
 

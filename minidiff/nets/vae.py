@@ -87,10 +87,10 @@ class VAE(Net):
     def __init__(self, config: VAEConfig):
         super().__init__(config)
         c = config.latent_channels
-        self.encoder = Encoder(config)
+        self.encoder = VAEEncoder(config)
         self.quant_conv = nn.Conv2d(2 * c, 2 * c, 1)
         self.post_quant_conv = nn.Conv2d(c, c, 1)
-        self.decoder = Decoder(config)
+        self.decoder = VAEDecoder(config)
 
     @property
     def factor(self) -> int:
@@ -231,7 +231,7 @@ class Stage(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class VAEEncoder(nn.Module):
     """Picture (B, 3, H, W) to the raw moments (B, 2C, H/f, W/f)."""
 
     def __init__(self, config: VAEConfig):
@@ -254,7 +254,7 @@ class Encoder(nn.Module):
         return self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
 
 
-class Decoder(nn.Module):
+class VAEDecoder(nn.Module):
     """Unscaled latent (B, C, h, w) to the picture (B, 3, f·h, f·w)."""
 
     def __init__(self, config: VAEConfig):

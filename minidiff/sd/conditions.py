@@ -89,17 +89,17 @@ def encode(text: Text, prompt: str | list[str] | None, s: Settings, *, guided: b
     if not guided:
         return given, None
     if s.negative_prompt_embeds is not None:
-        other = s.negative_prompt_embeds
+        against = s.negative_prompt_embeds
     elif zeros:
-        other = tuple(part if part is None else torch.zeros_like(part) for part in given)
+        against = tuple(part if part is None else torch.zeros_like(part) for part in given)
     else:
-        other = _encode(text, negative, negative, 0, chunks)
-    if len(other[0]) not in (1, len(given[0])):
-        raise ValueError(f"there are {len(given[0])} prompts, but {len(other[0])} negative prompts")
-    if given[0].ndim == other[0].ndim == 3 and given[0].shape[1] != other[0].shape[1]:
-        raise ValueError(f"prompt_embeds have {given[0].shape[1]} tokens, negative_prompt_embeds {other[0].shape[1]}; "
-                         "they need as many")
-    return given, tuple(part if part is None else part.expand(len(given[0]), *part.shape[1:]) for part in other)
+        against = _encode(text, negative, negative, 0, chunks)
+    if len(against[0]) not in (1, len(given[0])):
+        raise ValueError(f"there are {len(given[0])} prompts, but {len(against[0])} negative prompts")
+    if given[0].ndim == against[0].ndim == 3 and given[0].shape[1] != against[0].shape[1]:
+        raise ValueError(f"prompt_embeds have {given[0].shape[1]} tokens, negative_prompt_embeds "
+                         f"{against[0].shape[1]}; they need as many")
+    return given, tuple(part if part is None else part.expand(len(given[0]), *part.shape[1:]) for part in against)
 
 
 def rows(pair: Pair, config: UNetConfig, s: Settings, sides: tuple[int, int]) -> dict[str, Tensor]:
@@ -116,8 +116,8 @@ def rows(pair: Pair, config: UNetConfig, s: Settings, sides: tuple[int, int]) ->
     if config.addition_embed_type:
         sizes = torch.tensor([[*(s.original_size or sides), *s.crops_coords_top_left, *(s.target_size or sides)]])
         if vec is None or vec.shape != (len(context), config.pooled):
-            found = vec if vec is None else tuple(vec.shape)
-            raise ValueError(f"prompt_embeds are pairs (context, vec); vec is {found}, not ({len(context)}, "
+            shape = vec if vec is None else tuple(vec.shape)
+            raise ValueError(f"prompt_embeds are pairs (context, vec); vec is {shape}, not ({len(context)}, "
                              f"{config.pooled})")
         sizes = sizes.to(vec.device).expand(len(vec), -1)
         parts["vec"] = micro_conditioning(vec, sizes, config.addition_time_embed_dim)

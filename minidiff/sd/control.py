@@ -29,17 +29,17 @@ def prepare(model: Model, s: Settings, shape: tuple[int, ...], calls: Callable[[
     Raises:
         ValueError: a ControlNet of another family, or pictures that do not fit the prompts.
     """
-    found, unet, factor, prompts = [], model.unet, model.vae.factor, shape[0] // s.num_images
+    rows, unet, factor, prompts = [], model.unet, model.vae.factor, shape[0] // s.num_images
     for net, picture, scale, start, end, guess in s.controls:
         if not isinstance(net, ControlNet):
             raise ValueError(f"controlnet is a {type(net).__name__}; it must be a ControlNet, such as "
                              "ControlNet.from_pretrained gives")
-        for what, own, other in (("width of prompts", net.config.cross_attention_dim, unet.config.cross_attention_dim),
-                                 ("channels", net.config.block_out_channels, unet.config.block_out_channels),
-                                 ("pixels per latent", net.config.factor, factor)):
-            if own != other:
-                raise ValueError(f"the ControlNet is of another family than the model: its {what}: {own}, the model's: "
-                                 f"{other}")
+        for what, its, own in (("width of prompts", net.config.cross_attention_dim, unet.config.cross_attention_dim),
+                               ("channels", net.config.block_out_channels, unet.config.block_out_channels),
+                               ("pixels per latent", net.config.factor, factor)):
+            if its != own:
+                raise ValueError(f"the ControlNet is of another family than the model: its {what}: {its}, the model's: "
+                                 f"{own}")
         image = to_unit(to_tensor(picture, *(side * factor for side in shape[-2:])))
         if len(image) not in (1, prompts):
             raise ValueError(f"there are {len(image)} control images for {shape[0]} pictures; give one, or as many as "
@@ -48,8 +48,8 @@ def prepare(model: Model, s: Settings, shape: tuple[int, ...], calls: Callable[[
         if (start, end) != (0, 1):
             n = calls()
             scale = [scale * (i / n >= start and (i + 1) / n <= end) for i in range(n)]
-        found.append((net, net.to(unet.conv_in.weight).look(image), scale, guess or net.config.global_pool_conditions))
-    return found
+        rows.append((net, net.to(unet.conv_in.weight).look(image), scale, guess or net.config.global_pool_conditions))
+    return rows
 
 
 def calls(sampler: Callable, levels: Grid, options: dict) -> int:

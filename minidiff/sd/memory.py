@@ -22,11 +22,11 @@ def unet_numbers(config: UNetConfig) -> int:
     >>> unet_numbers(UNetConfig())             # Stable Diffusion 1: 120 MiB in float32 for 64×64
     7680
     """
-    found, kept = [], 0
+    peaks, kept = [], 0
     for level, (kind, ch) in enumerate(zip(config.down_block_types, config.block_out_channels)):
-        found.append((24 if kind in CROSS else 8) * ch // 4**level + kept)
+        peaks.append((24 if kind in CROSS else 8) * ch // 4**level + kept)
         kept += 3 * ch // 4**level
-    return max(found)
+    return max(peaks)
 
 
 def vae_numbers(config: VAEConfig) -> int:

@@ -24,12 +24,12 @@ from minidiff.nets.vae import VAE
 from minidiff.sd.scheduler import discrete
 from minidiff.text import EOS, Text
 
-KINDS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
 PIPELINES = re.compile(r"StableDiffusion(XL)?(ControlNet)?(Img2Img|Inpaint)?Pipeline|"
                        r"LatentConsistencyModel(Img2Img)?Pipeline")
-CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel(WithProjection)?",
-           "text_encoder_2": "CLIPTextModel(WithProjection)?", "tokenizer": "CLIPTokenizer(Fast)?",
-           "tokenizer_2": "CLIPTokenizer(Fast)?"}  # of the parts
+CLASS_OF = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel(WithProjection)?",
+            "text_encoder_2": "CLIPTextModel(WithProjection)?", "tokenizer": "CLIPTokenizer(Fast)?",
+            "tokenizer_2": "CLIPTokenizer(Fast)?"}  # of the parts
 ADVICE = {"lora": "load a model first, then pipe.load_lora(path)",
           "embedding": "load a model first, then pipe.load_textual_inversion(path)",
           "controlnet": "load it with ControlNet.from_pretrained, and a model beside it",
@@ -51,18 +51,18 @@ class Model:
         self.text, self.unet, self.vae, self.zeros = text, unet, vae, zeros
         # NOTE: diffusers' pipelines of SD 1 and 2 force these on their scheduler: test_pipeline_forces_steps_offset.
         self.scheduler = scheduler if text.pooled else {**scheduler, "steps_offset": 1, "clip_sample": False}
-        for what, own, given in (("prompts of width", unet.config.cross_attention_dim, text.width),
+        for what, wants, given in (("prompts of width", unet.config.cross_attention_dim, text.width),
                                  ("pooled prompts:", bool(unet.config.addition_embed_type), text.pooled),
                                  ("pooled prompts of width", unet.config.pooled,
                                   text.encoders[-1].config.projection_dim if text.pooled else None),
                                  ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
-            if own != given:
-                raise ValueError(f"the parts are of different families: the U-Net expects {what} {own}, not {given}")
+            if wants != given:
+                raise ValueError(f"the parts are of different families: the U-Net expects {what} {wants}, not {given}")
         self.schedule = discrete(self.scheduler)
         kind = self.scheduler.get("prediction_type") or "epsilon"
-        if kind not in KINDS:
-            raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(KINDS)}")
-        self.kind = KINDS[kind]
+        if kind not in PREDICTIONS:
+            raise ValueError(f"prediction_type is {kind!r}; supported are {', '.join(PREDICTIONS)}")
+        self.kind = PREDICTIONS[kind]
         self.compiled, self.worker = False, None
         self.loras = Loras({"unet": unet, **dict(zip(("text_encoder", "text_encoder_2"), text.encoders))})
 
@@ -91,8 +91,8 @@ class Model:
             FileNotFoundError: there is no such model, or a part of it is missing.
             ValueError: a file is garbled, does not fit, holds NaN, or is of another kind of model.
         """
-        if prediction_type is not None and prediction_type not in [*KINDS]:
-            raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(KINDS)}")
+        if prediction_type is not None and prediction_type not in [*PREDICTIONS]:
+            raise ValueError(f"prediction_type is {prediction_type!r}; supported are {', '.join(PREDICTIONS)}")
         source, device = find(source, variant, download), find_device(device)
         options = {"device": device, "dtype": dtype}, {"device": device, "dtype": vae_dtype(dtype)}
         if not source.is_dir():
@@ -199,13 +199,13 @@ def _from_file(file: Path, tokenizer: str | Path | None, config: str | Path | No
     """The arguments of `Model`, read from a single file."""
     state = load_state(file)
     if (kind := checkpoint.kind(state)) != "checkpoint":
-        raise ValueError(f"{file} is no whole model but a {checkpoint.KINDS.get(kind, kind)}"
+        raise ValueError(f"{file} is no whole model but a {checkpoint.CONTENTS.get(kind, kind)}"
                          + (f": {ADVICE[kind]}" if kind in ADVICE else ""))
     configs = checkpoint.configs(config, state, file, read_notes(file))
     encoders = [name for name in ("text_encoder", "text_encoder_2") if name in configs]
-    found = {name: checkpoint.part(state, name, ema and name == "unet") for name in ("unet", "vae", *encoders)}
-    parts = {name: tensors for name, (tensors, prefix) in found.items() if prefix}
-    if missing := [name for name in found if name not in parts]:
+    cut = {name: checkpoint.part(state, name, ema and name == "unet") for name in ("unet", "vae", *encoders)}
+    parts = {name: tensors for name, (tensors, prefix) in cut.items() if prefix}
+    if missing := [name for name in cut if name not in parts]:
         raise ValueError(f"{file} is incomplete: it lacks {', '.join(missing)}")
     text = Text(_tokenizers(file, tokenizer, config, [configs[name] for name in encoders]),
                 [CLIPText.from_state(configs[name], parts[name], file, **options) for name in encoders])
@@ -250,8 +250,8 @@ def _to_file(model: Model, path: Path, dtype: torch.dtype | None) -> None:
     else:
         parts.append((prefixes["text_encoder"][0], first, None))
     for prefix, net, places in parts:
-        own = net.state_dict()
-        named = rename.to_theirs(places(own), own) if places else own
+        tensors = net.state_dict()
+        named = rename.to_theirs(places(tensors), tensors) if places else tensors
         state |= {prefix + name: tensor.to(dtype) if dtype else tensor for name, tensor in named.items()}
     kind = model.scheduler.get("prediction_type") or "epsilon"
     marks = {"v_pred": kind == "v_prediction", "ztsnr": bool(model.scheduler.get("rescale_betas_zero_snr"))}
@@ -276,7 +276,7 @@ def _index(folder: Path) -> dict[str, Any]:
     needed += ["text_encoder_2", "tokenizer_2"] if "XL" in name else []
     if missing := [part for part in needed if checkpoint.named(index, part) is None]:
         raise ValueError(f"{folder} is incomplete: its model_index.json names no {', '.join(missing)}")
-    for part, known in CLASSES.items():
+    for part, known in CLASS_OF.items():
         if (given := checkpoint.named(index, part)) and not re.fullmatch(known, given):
             raise ValueError(f"{folder} has a {given} as its {part}; supported is {known.split('(')[0]}")
     return index

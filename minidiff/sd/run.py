@@ -105,8 +105,8 @@ def _canvas(model: Model, s: Settings) -> tuple[Tensor | None, Tensor | None, tu
         return image, None if s.mask is None else to_mask(s.mask, *sides), sides
     sides = s.height, s.width
     if None in sides:                                                   # the control image's, or the model's own
-        own = to_tensor(s.controls[0][1], *sides, factor).shape[-2:] if s.controls else model.sides
-        sides = s.height or own[0], s.width or own[1]
+        default = to_tensor(s.controls[0][1], *sides, factor).shape[-2:] if s.controls else model.sides
+        sides = s.height or default[0], s.width or default[1]
     check_sides(sides, factor)
     return None, None, sides
 

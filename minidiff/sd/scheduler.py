@@ -147,13 +147,13 @@ def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
     {'lower_order_final': True}
     """
     config = scheduler_config(config)
-    own = row(config)
-    for key, values in own.accepts.items():
+    known = row(config)
+    for key, values in known.accepts.items():
         value = UNSAID.get(key, values[0]) if config.get(key) is None else config[key]
         if value not in values:
             raise ValueError(f"{config['_class_name']} with {key} = {value!r} is not supported; supported is "
                              f"{values[0]!r}")
-    return own.sampler, {keyword: config.get(key, unsaid) for keyword, (key, unsaid) in own.takes.items()}
+    return known.sampler, {keyword: config.get(key, unsaid) for keyword, (key, unsaid) in known.takes.items()}
 
 
 def clip_range(config: dict[str, Any]) -> float | None:
@@ -185,20 +185,20 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     [999.0, 499.0, 0.0]
     """
     config = scheduler_config(config)
-    own, name = row(config), config["_class_name"]
-    get = {key: value for key, value in config.items() if key in (*COMMON, *own.reads)}.get
+    known, name = row(config), config["_class_name"]
+    get = {key: value for key, value in config.items() if key in (*COMMON, *known.reads)}.get
     for key in REFUSED:
         if get(key):
             raise ValueError(f"{name} with {key} is not supported")
     for key, values in (("interpolation_type", ("linear",)), ("final_sigmas_type", ("zero", "sigma_min"))):
         if get(key, values[0]) not in values:
             raise ValueError(f"{key} {get(key)!r} is not supported; supported is {' or '.join(values)}")
-    spacing, dpm = get("timestep_spacing") or own.spacing, own.sampler in (samplers.dpmpp_2m, samplers.unipc)
-    if own.sampler is samplers.lcm:
+    spacing, dpm = get("timestep_spacing") or known.spacing, known.sampler in (samplers.dpmpp_2m, samplers.unipc)
+    if known.sampler is samplers.lcm:
         ts = distilled(n, schedule.T, get("original_inference_steps", 50))
     else:
         ts = times(spacing, n, schedule.T, get("steps_offset", 0), extra=int(dpm and spacing != "trailing"))
-    n, vp = len(ts), own.coordinates == "VP"
+    n, vp = len(ts), known.coordinates == "VP"
     ts = [float(round(t)) for t in ts] if vp else ts
     nsr = schedule.nsr
     if dpm or not vp:
@@ -211,7 +211,7 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
             ts = [float(round(t)) for t in ts] if vp else ts
     else:
         us = [nsr[int(t)] for t in ts]
-    clean = get("set_alpha_to_one", own.clean) and get("final_sigmas_type") != "sigma_min"
+    clean = get("set_alpha_to_one", known.clean) and get("final_sigmas_type") != "sigma_min"
     us = [*us, 0.0 if clean else nsr[0]]
     levels = [Level(t, *(amplitudes(u) if vp else (1.0, u))) for t, u in zip([*ts, 0.0], us)]
     return Grid(levels, from_pure_noise=not vp and spacing != "leading")

@@ -177,14 +177,14 @@ class Settings:
             rows = list(zip(*columns.values()))
         else:
             rows = [tuple(values)]
-        found = []
+        checked = []
         for net, picture, *numbers, guess in rows:
             scale, start, end = (number(name, value) for name, value in zip(CONTROLS[2:5], numbers))
             if not 0 <= start < end <= 1:
                 raise ValueError(f"control_start and control_end are {start:g} and {end:g}; they must be two shares "
                                  "0 ≤ start < end ≤ 1")
-            found.append((net, picture, scale, start, end, truth("guess_mode", guess)))
-        return found
+            checked.append((net, picture, scale, start, end, truth("guess_mode", guess)))
+        return checked
 
 
 def check_seeds(seed: int, pictures: int) -> None:

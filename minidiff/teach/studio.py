@@ -94,8 +94,8 @@ class Drawing:
         """A row with a third picture: the guess, grey where its prompt's word is not looked at."""
         from PIL import Image
 
-        places = [place for each, own in words(self.pipe.text.tokenizers[0], self.prompts[i]) if each == word
-                  for place in own]
+        places = [place for each, at in words(self.pipe.text.tokenizers[0], self.prompts[i]) if each == word
+                  for place in at]
         wide = Image.new("RGB", (row.width + SIDE + 8, row.height), "white")
         wide.paste(row, (0, 0))
         if k and places:
@@ -115,9 +115,9 @@ def _widget(drawing: Drawing, alt: str):
     import ipywidgets as w
 
     wide, style = w.Layout(width="min(640px, 98%)"), {"description_width": "7em"}
-    prompt, other = [*drawing.prompts, ""][:2]
+    prompt, second = [*drawing.prompts, ""][:2]
     texts = {name: w.Text(value=value, description=label, layout=wide, style=style, continuous_update=False)
-             for name, value, label in (("prompt", prompt, "prompt"), ("other", other, "second prompt"),
+             for name, value, label in (("prompt", prompt, "prompt"), ("other", second, "second prompt"),
                                         ("negative", "", "negative"))}
     seed, steps = w.IntText(0, description="seed", style=style), w.IntSlider(
         len(drawing.steps) - 1, 1, 50, description="steps", style=style, continuous_update=False)

@@ -149,8 +149,8 @@ def fixed_small(grid: Grid) -> list[float]:
     >>> [round(v, 4) for v in fixed_small(Grid([Level(1.0, 0.6, 0.8), Level(0.0, 0.8, 0.6)]))]
     [0.2461, 0.2461]
     """
-    found = [posterior(now, nxt)[2] for now, nxt in pairwise(grid)]
-    return [*found, found[-1]]
+    variances = [posterior(now, nxt)[2] for now, nxt in pairwise(grid)]
+    return [*variances, variances[-1]]
 
 
 def fixed_large(grid: Grid) -> list[float]:

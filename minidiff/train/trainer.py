@@ -306,11 +306,11 @@ def resume(work: Path, net: nn.Module, average: EMA, optimizer: torch.optim.Opti
         except (OSError, KeyError):
             continue
         if intact:
-            state, own = load_state(folder / "net.safetensors"), net.state_dict()
-            then, now = ({(key, tensor.shape) for key, tensor in each.items()} for each in (state, own))
-            if other := sorted(then ^ now):
-                raise ValueError(f"the run was made with a network of another shape, in {other[0][0]}: {work} resumes "
-                                 "only with the options that it was made with, such as --size and --init")
+            state, wanted = load_state(folder / "net.safetensors"), net.state_dict()
+            then, now = ({(key, tensor.shape) for key, tensor in each.items()} for each in (state, wanted))
+            if changed := sorted(then ^ now):
+                raise ValueError(f"the run was made with a network of another shape, in {changed[0][0]}: {work} "
+                                 "resumes only with the options that it was made with, such as --size and --init")
             net.load_state_dict(state)  # copied in place: the optimizer holds these
             average.net.load_state_dict(load_state(folder / "ema.safetensors"))
             optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))

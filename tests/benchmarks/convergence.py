@@ -49,7 +49,7 @@ def main() -> None:
     for sampler in SAMPLERS:
         for steps in STEPS:
             far = (drawn(sampler, steps) - fine).abs().mean((1, 2, 3))
-            low, high = metrics.interval(lambda x: x.median().item(), far, n=1000)
+            low, high = metrics.bootstrap(lambda x: x.median().item(), far, n=1000)
             row = {"calls": len(calls), "value": far.median().item(), "low": low, "high": high}
             rows.setdefault(sampler, {})[steps] = {name: round(value, 4) for name, value in row.items()}
             print(sampler, steps, rows[sampler][steps], flush=True)

@@ -76,7 +76,7 @@ def measured(vae: VAE, n: int) -> tuple[dict, torch.Tensor]:
     image = to_tensor([scenes.draw(scene, SIZE, random.Random(f"ceiling {i}"))[0] for i, scene in enumerate(asked)])
     back = torch.cat([vae.decode(vae.encode(part)).clamp(-1, 1) for part in image.split(evaluate.BATCH)])
     psnr = 10 * torch.log10(4 / (back - image).square().mean((1, 2, 3)))
-    low, high = metrics.interval(lambda values: values.mean().item(), psnr)
+    low, high = metrics.bootstrap(lambda values: values.mean().item(), psnr)
     row = {"psnr": {"value": round(psnr.mean().item(), 2), "low": round(low, 2), "high": round(high, 2), "n": n},
            "sharpness": evaluate.ratio(found.energy, found.drawn),
            "pairs": evaluate.share([row["color"] and row["object"] for row in found.right])}

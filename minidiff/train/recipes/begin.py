@@ -23,13 +23,13 @@ def start(net: type, config: Config, run: Run, init: Path | None, *same: str) ->
     """
     if not init:
         return seeded(lambda: net.build(config), run.seed)
-    found = net.from_pretrained(init)
+    loaded = net.from_pretrained(init)
     for name in same:
-        given, needed = (attrgetter(name)(each) for each in (found.config, config))
+        given, needed = (attrgetter(name)(each) for each in (loaded.config, config))
         if given != needed:
             raise ValueError(f"the weights in {init} are made for {name.split('.')[-1]} {given}, this run needs "
                              f"{needed}: give others, or the options that they were made with")
-    return found
+    return loaded
 
 
 def seeded(build: Callable[[], Built], seed: int) -> Built:

@@ -96,8 +96,8 @@ def counted(rng: random.Random, size: int, *, crowded: bool) -> tuple[Tensor, li
     (torch.Size([3, 16, 16]), [0, 0, 1])
     """
     if crowded:
-        picture, found = crowd(size, rng)
-        counts = [found[name] for name in COUNTED]
+        picture, there = crowd(size, rng)
+        counts = [there[name] for name in COUNTED]
     else:
         scene = scenes.sample(rng, held_out=None, second=0.3)
         picture, _ = scenes.draw(scene, size, rng)
