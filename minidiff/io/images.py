@@ -150,7 +150,11 @@ def to_mask(mask: Image.Image | Tensor | list, height: int, width: int) -> Tenso
 
 
 def to_unit(image: Tensor) -> Tensor:
-    """About [−1, 1] to [0, 1], clamped."""
+    """About [−1, 1] to [0, 1], clamped.
+
+    >>> to_unit(torch.tensor([-1.2, 0.0, 1.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
     return (image / 2 + 0.5).clamp(0, 1)
 
 
@@ -179,7 +183,11 @@ def latent_colors(encode: Callable[[Tensor], Tensor], factor: int) -> Tensor:
 
 
 def to_rgb(z: Tensor, colors: Tensor) -> Tensor:
-    """Latents (B,C,h,w) to small pictures (B,3,h,w) in [0, 1] by the map of `latent_colors`."""
+    """Latents (B,C,h,w) to small pictures (B,3,h,w) in [0, 1] by the map of `latent_colors`.
+
+    >>> to_rgb(torch.ones(1, 2, 1, 1), torch.tensor([[0.5, 0, 0], [0, 0.25, 0], [0, 0, 1.0]])).flatten()
+    tensor([0.5000, 0.2500, 1.0000])
+    """
     return (torch.einsum("bchw,cd->bdhw", z, colors[:-1]) + colors[-1][:, None, None]).clamp(0, 1)
 
 
@@ -189,6 +197,11 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not a picture, is damaged, is too large (over 89 megapixels), or `plain` refuses it.
+
+    >>> import tempfile; from PIL import Image
+    >>> folder = tempfile.TemporaryDirectory(); Image.new("LA", (4, 3)).save(f"{folder.name}/clear.png")
+    >>> open_image(f"{folder.name}/clear.png").getpixel((0, 0))       # black, but transparent: white paper shows
+    (255, 255, 255)
     """
     from PIL import Image
 

@@ -196,7 +196,12 @@ def contact_sheet(shown: dict[str, list[Drawn]]) -> Image.Image:
 
 
 def right(reader: Reader, part: list[scenes.Scene], image: torch.Tensor) -> list[dict[str, bool]]:
-    """For each picture (B,3,H,W) in [−1, 1]: which of the seven attributes of its scene the reader finds."""
+    """For each picture (B,3,H,W) in [−1, 1]: which of the seven attributes of its scene the reader finds.
+
+    >>> scene, reader = prompt_set("seen", 1)[0], Reader.from_pretrained(weights_dir() / "reader")
+    >>> all(right(reader, [scene], to_tensor([scenes.draw(scene, 64)[0]]))[0].values())
+    True
+    """
     read = {name: values.tolist() for name, values in reader.read(image).items()}
     truth = [scenes.labels(scene) for scene in part]
     return [{name: read[name][i] == value for name, value in row.items()} for i, row in enumerate(truth)]

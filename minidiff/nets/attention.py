@@ -119,7 +119,11 @@ def spread(x: Tensor, told: Tensor | None) -> Tensor:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, C) → (B, heads, N, C/heads), a view."""
+    """(B, N, C) → (B, heads, N, C/heads), a view.
+
+    >>> split_heads(torch.zeros(2, 5, 12), 3).shape
+    torch.Size([2, 3, 5, 4])
+    """
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 

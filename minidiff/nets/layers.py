@@ -243,7 +243,11 @@ class ResBlock(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
-    """x·sigmoid(x), in place where no gradient is taken: for fresh tensors, such as a norm's output."""
+    """x·sigmoid(x), in place where no gradient is taken: for fresh tensors, such as a norm's output.
+
+    >>> silu(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([-0.2689,  0.0000,  0.7311])
+    """
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 

@@ -25,7 +25,10 @@ STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "s
 
 
 def style() -> None:
-    """Give all matplotlib figures made from here on the look of the series."""
+    """Give all matplotlib figures made from here on the look of the series.
+
+    >>> style()
+    """
     import matplotlib
 
     matplotlib.rcParams.update({**STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLORS)})
