@@ -137,6 +137,14 @@ def test_the_plan_follows_the_config_unless_a_sampler_is_named():
         plan(config, SD, Settings(steps=5))
 
 
+@pytest.mark.parametrize("said", [{}, {"original_inference_steps": 50.0}, {"original_inference_steps": None}], ids=str)
+def test_a_consistency_model_spreads_its_steps_over_those_it_was_distilled_for(said):
+    """However the config writes their number."""
+    s = Settings(steps=4, image=torch.zeros(3, 8, 8), strength=0.5)
+    levels = plan({**SD_CONFIG, "_class_name": "LCMScheduler", **said}, SD, s, spreads=True)[1]
+    assert [level.t for level in levels] == [499, 379, 259, 139, 0]
+
+
 def test_strength_cuts_the_grid():
     image = torch.zeros(3, 8, 8)
     for strength, mask, taken in ((None, None, 6), (0.35, None, 3), (None, image, 10), (1.0, None, 10)):

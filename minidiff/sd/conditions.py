@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minidiff import grid, samplers
+from minidiff.io.checkpoint import scheduler_config
 from minidiff.nets.unet import UNetConfig, micro_conditioning
 from minidiff.schedule import Discrete
 from minidiff.sd import scheduler
@@ -55,7 +56,8 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
     if s.image is not None:
         spreads = spreads and sampler is samplers.lcm and s.mask is None and not isinstance(s.sampler, tuple)
         if spreads:
-            levels = scheduler.from_diffusers(config, config.get("original_inference_steps", 50), schedule)
+            most = scheduler_config(config).get("original_inference_steps", 50)
+            levels = scheduler.from_diffusers(config, most, schedule)
         n = len(levels) - 1
         taken = int(n * s.taken)
         if taken < 1:
