@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from minidiff import cli, commands, samplers
+from minidiff import cli, samplers
 from minidiff.data import scenes
 from minidiff.io.lora import Change, save_lora
 from minidiff.io.weights import load_state, save_state
@@ -98,21 +98,6 @@ def test_a_single_file_is_drawn_from_with_a_tokenizer_and_a_config(run, model, t
     assert len({(tmp_path / name).read_bytes() for name in ("one.png", "two.png", "three.png")}) == 1
 
 
-def test_the_command_is_a_function(model, tmp_path):
-    paths = cli.generate("a red house", model=str(model), steps=1, out=tmp_path / "new" / "house.png")
-    assert paths == [tmp_path / "new" / "house.png", tmp_path / "new" / "house-large.png"]
-    assert all(path.is_file() for path in paths)
-
-
-def test_pictures_beyond_one_batch_continue_the_seeds(draw, model, tmp_path, monkeypatch):
-    draw("a red house", "--num-images", 3, "--out", "a.png")
-    monkeypatch.setattr(commands, "BATCH", 2)
-    draw("a red house", "--num-images", 3, "--out", "b.png")
-    for i in (1, 2, 3):
-        pair = [Image.open(tmp_path / f"{name}-{i}.png") for name in "ab"]
-        assert max(high for _, high in ImageChops.difference(*pair).getextrema()) <= 1
-
-
 def test_grid_puts_all_pictures_into_one_file(draw, tmp_path):
     code, out, _ = draw("a red house", "--num-images", 4, "--grid", "--out", "four.png")
     assert code == 0 and out.split() == ["four.png", "four-large.png"]
@@ -154,19 +139,6 @@ def test_an_empty_prompt_is_allowed(draw):
 def test_the_words_that_do_not_fit_are_named(draw):
     code, _, err = draw("red " * 75 + "house, night")
     assert code == 0 and "left out: house, night" in err and err.count("\n") == 1
-
-
-def test_words_that_mini_sd_has_never_seen_get_one_line(run):
-    with pytest.warns(UserWarning) as caught:
-        commands._warn_unknown("a red dragon by a castle")
-    message = str(caught[0].message)
-    assert "never seen: dragon, castle" in message and EXAMPLE in message and "\n" not in message
-    assert all(word in message for values in scenes.ATTRIBUTES.values() for word in values)
-
-
-def test_known_words_get_no_line(recwarn):
-    commands._warn_unknown(EXAMPLE)
-    assert not recwarn.list
 
 
 @pytest.mark.parametrize(("words", "said"), [

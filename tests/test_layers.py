@@ -148,3 +148,10 @@ def test_the_mathematics_and_the_nets_import_nothing_slower_than_torch():
 
 def test_the_slow_libraries_are_seen_when_they_are_loaded():
     assert slow_imports("PIL.Image") == ["PIL"]
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    """Recipes are tested as a family, notebooks' exercises by test_check and test_notebooks."""
+    names = {path.stem for path in PACKAGE.rglob("*.py") if path.parent.name not in ("recipes", "bank")}
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    assert names - {"__init__", "__main__"} <= tested

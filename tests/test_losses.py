@@ -3,16 +3,18 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from minidiff import exact
 from minidiff.data.toys import Mixture
-from minidiff.grid import Grid
-from minidiff.prediction import target
-from minidiff.schedule import DDPM, Discrete, Level, linear_betas
+from minidiff.grid import Grid, karras
+from minidiff.prediction import denoiser, moved, target
+from minidiff.samplers import ddim
+from minidiff.schedule import DDPM, EDM, SD, Discrete, Flow, Level, linear_betas
 from minidiff.train import losses
+from minidiff.train.trainer import generator, learning_rate
 
 pytestmark = pytest.mark.quick
-
 MEAN, STD = 0.3, 0.5
 GAUSS = Mixture(torch.ones(1), torch.tensor([[MEAN]]), STD)
 SIGNS = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 2)   # Gauss-Hermite, exact to degree 3
@@ -117,3 +119,106 @@ def test_min_snr_weighs_every_kind_alike():
         on_x0 = losses.min_snr(kind, alpha, sigma) * losses.implied_weight(kind, alpha, sigma) * snr
         torch.testing.assert_close(on_x0, snr.clamp(max=5.0))
     torch.testing.assert_close(losses.min_snr("v", alpha, sigma), snr.clamp(max=5.0) / (snr + 1))
+
+
+def loss(model, step, share):
+    x = torch.randn(16, 4, generator=generator(0, step))[share]
+    return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("kind", ["eps", "x0", "v"])
+def test_diffusion_loss_of_the_perfect_net_is_zero(kind):
+    x0, eps, t = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4), torch.tensor([0, 500, 999])
+    alpha, sigma = (c.view(-1, 1, 1, 1) for c in SD(t))
+    perfect = {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0}[kind]
+
+    def model(x, t):
+        torch.testing.assert_close(x, alpha * x0 + sigma * eps)
+        return perfect
+
+    torch.testing.assert_close(losses.diffusion(model, kind, SD, x0, t, eps), torch.zeros(3))
+
+
+@pytest.mark.quick
+def test_edm_loss_is_the_published_one():
+    """λ(σ)·|D(x; σ) − x0|², D = c_skip·x + c_out·F(c_in·x; c_noise), λ = (σ² + d²)/(σ·d)² (2206.00364, table 1)."""
+    torch.manual_seed(0)
+    d, model = 0.5, nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+
+    def F(x, t):
+        return model(torch.cat([x, t[:, None]], 1))
+
+    x0, eps, t = torch.randn(64, 4).double(), torch.randn(64, 4).double(), losses.edm_times(torch.randn(64).double())
+    sigma = (4 * t).exp()[:, None]
+    c_skip, c_out = d**2 / (sigma**2 + d**2), sigma * d / (sigma**2 + d**2).sqrt()
+    c_in, c_noise, x = 1 / (sigma**2 + d**2).sqrt(), sigma.log()[:, 0] / 4, x0 + sigma * eps
+    D = c_skip * x + c_out * F(c_in * x, c_noise)
+    published = ((sigma**2 + d**2) / (sigma * d) ** 2 * (D - x0) ** 2).mean(1)
+    ours = losses.diffusion(F, "edm", EDM(), x0, t, eps)
+    # diffusion compares in float32
+    torch.testing.assert_close(ours, published, atol=1e-6, rtol=1e-5)
+    wanted, found = (torch.autograd.grad(loss.mean(), model.parameters()) for loss in (published, ours))
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("kind, schedule, t", [
+    ("edm", EDM(), 0.3), ("eps", EDM(), -0.2), ("v", EDM(), 0.1), ("flow", Flow(), 300.0), ("flow", SD, 400),
+    ("edm", SD, 400), ("eps", Flow(), 700.0)])
+def test_the_net_is_trained_on_what_the_denoiser_will_feed_it(kind, schedule, t):
+    """And a net that answers the loss's target is split into the true x0 and eps."""
+    x0, eps, seen = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), []
+    alpha, sigma = schedule(t)
+
+    def model(x, t):
+        seen.append((x, float(torch.as_tensor(t).flatten()[0])))
+        return torch.zeros_like(x)
+
+    losses.diffusion(model, kind, schedule, x0, torch.tensor([t, t]), eps)
+    denoiser(model, kind)(alpha * x0 + sigma * eps, Level(t, alpha, sigma))
+    torch.testing.assert_close(seen[0], seen[1])
+    k = moved(kind, alpha, sigma)
+    perfect = target(kind, x0, eps, k * alpha, k * sigma)
+    torch.testing.assert_close(losses.diffusion(lambda x, t: perfect, kind, schedule, x0, torch.tensor([t, t]), eps),
+                               torch.zeros(2))
+    found = denoiser(lambda x, t: perfect, kind)(alpha * x0 + sigma * eps, Level(t, alpha, sigma))
+    torch.testing.assert_close(tuple(found), (x0, eps), atol=1e-4, rtol=1e-4)
+
+
+def test_a_net_trained_with_the_edm_loss_draws_its_data():
+    """A Gaussian of mean 1 and standard deviation ½ in each coordinate."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+
+    def F(x, t):
+        return model(torch.cat([x, torch.as_tensor(t).float().expand(len(x))[:, None]], 1))
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for step in range(800):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, 800, 2e-3, warmup=20)
+        x0, t = 1 + 0.5 * torch.randn(256, 2), losses.edm_times(torch.randn(256))
+        loss = losses.diffusion(F, "edm", EDM(), x0, t, torch.randn(256, 2)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    grid = Grid([*(Level(math.log(u) / 4, 1.0, u) for u in karras(30, 20.0, 0.01)), Level(0.0, 1.0, 0.0)], True)
+    with torch.inference_mode():
+        *_, last = ddim(denoiser(F, "edm"), grid.start(torch.randn(4000, 2)), grid)
+    torch.testing.assert_close(last.x.mean(0), torch.ones(2), atol=0.1, rtol=0.0)
+    torch.testing.assert_close(last.x.std(0), torch.full((2,), 0.5), atol=0.06, rtol=0.0)
+
+
+@pytest.mark.quick
+def test_kl_term_equals_torch_distributions():
+    mean, logvar, x = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3), torch.zeros(2, 3, 6, 6)
+    truth = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (0.5 * logvar).exp()),
+                                              torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(losses.vae(x, x, mean, logvar, kl=1.0), truth)
+
+
+@pytest.mark.quick
+def test_contrastive_loss_is_low_for_matches_and_high_for_a_shuffle():
+    v, scale = torch.eye(8), torch.tensor(3.0)
+    assert losses.contrastive(v, v, scale) < 0.1 < 1.0 < losses.contrastive(v, v.roll(1, 0), scale)

@@ -5,6 +5,8 @@ import torch
 from minidiff.data import scenes
 from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
 from minidiff.nets.clip import CLIPText, CLIPTextConfig
+from minidiff.nets.controlnet import ControlNet
+from minidiff.nets.layers import Blank
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.nets.vae import VAE, VAEConfig
 from minidiff.sd.pipeline import StableDiffusion
@@ -32,3 +34,35 @@ def pipeline(folder) -> StableDiffusion:
         unet = UNet(UNetConfig.from_dict(UNET))
         vae = VAE(VAEConfig.from_dict(VAE_))
     return StableDiffusion(Text([tokenizer], [text]).eval(), unet.eval(), vae.eval(), SCHEDULER)
+
+
+def same(a: StableDiffusion, b: StableDiffusion) -> bool:
+    """Whether two models have the same weights under the same names."""
+    pairs = [(getattr(a, part).state_dict(), getattr(b, part).state_dict()) for part in ("unet", "vae", "text")]
+    return all(x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x) for x, y in pairs)
+
+
+def snapshot(pipe: StableDiffusion) -> dict[str, torch.Tensor]:
+    """Copies of the weights that a LoRA may change."""
+    return {k: v.clone() for net in pipe.loras.parts.values() for k, v in net.state_dict().items()}
+
+
+def unchanged(state: dict, other: dict) -> bool:
+    return all(torch.equal(v, other[k]) for k, v in state.items())
+
+
+def meta(net: type, config: type, values: dict) -> dict:
+    """The tensors of a network on the meta device."""
+    with torch.device("meta"), Blank():
+        return net(config.from_dict(values)).state_dict()
+
+
+def controlnet(pipe: StableDiffusion) -> ControlNet:
+    """A ControlNet of the model whose zero convolutions are filled with numbers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = ControlNet.from_unet(pipe.unet, (4, 8, 8)).eval()
+        for name, p in net.named_parameters():
+            if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
+                torch.nn.init.normal_(p, std=0.3)
+    return net

@@ -1,0 +1,35 @@
+"""What several test files start from."""
+import pytest
+
+from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
+from minidiff.io.weights import load_state
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """The folder of a tokenizer."""
+    folder = tmp_path_factory.mktemp("words")
+    train_tokenizer(tiny.CAPTIONS, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary):
+    return load_tokenizer(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A shrunken Stable Diffusion 1, as a folder and as a file."""
+    folder = tmp_path_factory.mktemp("model")
+    pipe = tiny.pipeline(folder / "words")
+    pipe.save_pretrained(folder / "folder")
+    pipe.save_pretrained(folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def state(model):
+    """The tensors of that file."""
+    return load_state(model / "model.safetensors")

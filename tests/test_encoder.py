@@ -1,0 +1,76 @@
+"""The way down: its config, in every form that files write it."""
+import re
+
+import pytest
+
+from minidiff.nets.unet import UNetConfig
+
+pytestmark = pytest.mark.quick
+SD1 = {"cross_attention_dim": 768, "attention_head_dim": 8, "_diffusers_version": "0.6.0", "act_fn": "silu",
+       "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1, "sample_size": 64}
+SD2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True,
+       "upcast_attention": True, "dual_cross_attention": False, "class_embed_type": None}
+XL = {"block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
+      "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+      "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": True,
+      "transformer_layers_per_block": [1, 2, 10], "addition_embed_type": "text_time", "upcast_attention": None,
+      "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
+
+
+@pytest.mark.parametrize("config", [SD1, SD2, XL], ids=["sd1", "sd2", "sdxl"])
+def test_a_config_survives_the_round_trip(config):
+    ours = UNetConfig.from_dict(config)
+    assert UNetConfig.from_dict(ours.to_dict()) == ours
+    assert hash(ours) == hash(UNetConfig.from_dict(config))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"resnet_time_scale_shift": "scale_shift"}, "does not support resnet_time_scale_shift = 'scale_shift'"),
+    ({"act_fn": "gelu"}, "does not support act_fn = 'gelu'"),
+    ({"only_cross_attention": [True, False]}, "does not support only_cross_attention"),
+    ({"down_block_types": ["AttnDownBlock2D"] * 4}, "down_block_types is .* it needs 4 of"),
+    ({"attention_head_dim": [5, 10]}, "heads is .* one value or 4"),
+    ({"attention_head_dim": 7}, "320 channels are not divisible by 32 groups and 7 heads"),
+    ({"block_out_channels": [30, 60, 90, 90]}, "30 channels are not divisible"),
+    ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type is"),
+    ({"addition_embed_type": "image"}, "addition_embed_type is 'image'"),
+])
+def test_a_config_that_we_would_not_honour_is_an_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        UNetConfig.from_dict({**SD1, **change})
+
+
+@pytest.mark.parametrize("key, value, should", [
+    ("sample_size", "8", "a whole number from 0 on or a list of whole numbers or null"),
+    ("sample_size", [8, 6.5], "a whole number from 0 on or a list"),
+    ("sample_size", True, "a whole number"), ("layers_per_block", None, "a whole number from 0 on or a list"),
+    ("layers_per_block", -1, "a whole number from 0 on"), ("norm_num_groups", None, "a whole number"),
+    ("norm_eps", "1e-5", "a number"),
+    ("block_out_channels", 320, "a list of whole numbers"), ("block_out_channels", [320, "640"], "a list"),
+    ("flip_sin_to_cos", "true", "true or false"), ("flip_sin_to_cos", 1, "true or false"),
+    ("down_block_types", "DownBlock2D", "a list of texts"), ("cross_attention_dim", [768], "a whole number"),
+    ("norm_eps", float("nan"), "a number"), ("in_channels", 4.5, "a whole number"), ("mid_block_type", 3, "a text")])
+def test_a_value_of_another_type_is_named(key, value, should):
+    shown = tuple(value) if isinstance(value, list) else value
+    with pytest.raises(ValueError, match=re.escape(f"UNetConfig has {key} = {shown!r}; it should be {should}")):
+        UNetConfig.from_dict({key: value})
+
+
+def test_whole_floats_and_both_forms_of_the_sides_are_accepted():
+    config = UNetConfig.from_dict({"sample_size": [8.0, 6], "norm_num_groups": 32.0, "norm_eps": 1,
+                                   "layers_per_block": [2, 2, 2, 1], "mid_block_type": None})
+    assert config.sides == config.sample_size == (8, 6) and type(config.norm_num_groups) is int
+    assert type(config.norm_eps) is float and UNetConfig.from_dict({"sample_size": 8}).sides == (8, 8)
+    with pytest.raises(ValueError, match=r"sample_size is \(8, 6, 4\), it needs one side, or height and width"):
+        UNetConfig.from_dict({"sample_size": [8, 6, 4]})
+    for zero in ({"norm_num_groups": 0}, {"attention_head_dim": 0}):
+        with pytest.raises(ValueError, match="320 channels are not divisible by"):
+            UNetConfig.from_dict(zero)
+    with pytest.raises(ValueError, match="the config is of a UNet2DModel, not of a UNet2DConditionModel"):
+        UNetConfig.from_dict({"_class_name": "UNet2DModel"})
+
+
+def test_a_list_that_says_no_at_every_resolution_says_nothing():
+    assert UNetConfig.from_dict({"only_cross_attention": [False] * 4}) == UNetConfig()
+    with pytest.raises(ValueError, match="does not support only_cross_attention"):
+        UNetConfig.from_dict({"only_cross_attention": [False, False, True, True]})

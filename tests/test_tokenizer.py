@@ -1,0 +1,84 @@
+"""CLIP's byte-pair encoding: learned, read and written."""
+import json
+import shutil
+
+import pytest
+import torch
+
+from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
+from minidiff.text import tokenize
+from tests import tiny
+
+pytestmark = pytest.mark.quick
+
+
+def test_the_vocabulary_has_clips_layout(vocabulary):
+    vocab = json.loads((vocabulary / "vocab.json").read_text(encoding="utf-8"))
+    merges = (vocabulary / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    words = list(vocab)
+    assert list(vocab.values()) == list(range(512 + len(merges) + 2))
+    assert words[:3] == ["!", '"', "#"] and words[256:259] == ["!</w>", '"</w>', "#</w>"]
+    assert words[512:-2] == [merge.replace(" ", "") for merge in merges]
+    assert words[-2:] == ["<|startoftext|>", "<|endoftext|>"]
+
+
+def test_training_is_reproducible_and_stops_at_merges(vocabulary, tmp_path):
+    for i in range(3):
+        train_tokenizer(tiny.CAPTIONS, tmp_path / "again")
+        assert (tmp_path / "again" / "vocab.json").read_bytes() == (vocabulary / "vocab.json").read_bytes()
+    train_tokenizer(tiny.CAPTIONS, tmp_path / "few", merges=20)
+    assert load_tokenizer(tmp_path / "few").get_vocab_size() == 512 + 20 + 2
+
+
+def test_frequent_words_become_one_token(tokenizer):
+    assert tokenizer.encode("large red house").tokens[1:4] == ["large</w>", "red</w>", "house</w>"]
+
+
+def test_a_prompt_starts_ends_and_is_padded_to_77(tokenizer):
+    ids = tokenize(tokenizer, ["", "a red house", "red " * 200])
+    start, end = (tokenizer.token_to_id(token) for token in ("<|startoftext|>", "<|endoftext|>"))
+    assert ids.shape == (3, 77) and ids.dtype == torch.int64
+    assert (ids[:, 0] == start).all() and (ids[:, -1] == end).all()
+    assert (ids[0, 1:] == end).all() and (ids[2, 1:-1] == ids[2, 1]).all()
+
+
+def test_any_unicode_is_tokenized(tokenizer):
+    assert (tokenize(tokenizer, ["日本語 🙂 \x00 é"])[0] < tokenizer.get_vocab_size()).all()
+
+
+def test_case_and_white_space_do_not_matter(tokenizer):
+    a, b = tokenize(tokenizer, ["A  Red\n\tHOUSE ", "a red house"])
+    assert a.equal(b)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither vocab.json and merges.txt nor tokenizer.json in"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("vocab.json", "{"), ("vocab.json", '{"a": "b"}'), ("vocab.json", '{"a": 0}'), ("merges.txt", "one two three\n"),
+    ("merges.txt", "zz qq\n")])
+def test_a_garbled_tokenizer_is_named(vocabulary, tmp_path, name, content):
+    for file in vocabulary.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="garbled|lacks"):
+        load_tokenizer(tmp_path)
+
+
+def changed(folder, tmp_path, **files):
+    """A copy of a tokenizer's folder with these JSON files, or entries of them, changed."""
+    to = shutil.copytree(folder, tmp_path / "words")
+    for name, content in files.items():
+        path = to / f"{name}.json"
+        old = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**old, **content}))
+    return to
+
+
+def test_files_with_a_byte_order_mark_load(vocabulary, tokenizer, tmp_path):
+    to = changed(vocabulary, tmp_path)
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        (to / name).write_text((vocabulary / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_tokenizer(to).encode("a red house").ids == tokenizer.encode("a red house").ids

@@ -1,0 +1,168 @@
+"""The training loop: resumed = uninterrupted, checkpoints that survive a kill, averages, losses, data order."""
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from minidiff.io.weights import load_state
+from minidiff.train import trainer
+from minidiff.train.ema import power
+from minidiff.train.trainer import Run, batch_indices, generator, learning_rate, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def loss(model, step, share):
+    x = torch.randn(16, 4, generator=generator(0, step))[share]
+    return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
+
+
+def fit(out, steps=120, objective=loss, ema=0.999, **options):
+    return train("toy", net(), objective, Run(out, steps, device="cpu", **options), batch=16, lr=1e-2, ema=ema)
+
+
+def weights(module):
+    return torch.cat([p.flatten() for p in module.parameters()])
+
+
+def test_training_beats_the_trivial_predictor(tmp_path):
+    average = fit(tmp_path, 600)
+    x = torch.randn(256, 4, generator=generator(1))
+    assert (average(x) - x.sum(1, keepdim=True)).square().mean() < 0.3 * x.sum(1).var()
+
+
+@pytest.mark.parametrize("ema", [0.999, power(0.1)], ids=["warmed", "power"])
+def test_resume_is_bit_identical(tmp_path, ema):
+    whole = weights(fit(tmp_path / "whole", ema=ema))
+
+    def killed(model, step, share):
+        if step == 75:
+            raise KeyboardInterrupt
+        return loss(model, step, share)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", objective=killed, ema=ema)
+    assert torch.equal(weights(fit(tmp_path / "cut", ema=ema, resume=True)), whole)
+
+
+def test_resume_skips_a_damaged_checkpoint(tmp_path):
+    whole = weights(fit(tmp_path / "whole"))
+    fit(tmp_path / "cut", 120, seconds=1e-9)  # stops before the first step, at step 0
+
+    def killed(model, step, share):
+        if step == 60:
+            raise KeyboardInterrupt
+        return loss(model, step, share)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", objective=killed, resume=True)
+    newest = sorted((tmp_path / "cut/train/toy").glob("step-*"))[-1]
+    data = bytearray((newest / "net.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newest / "net.safetensors").write_bytes(bytes(data))
+    assert torch.equal(weights(fit(tmp_path / "cut", resume=True)), whole)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from minidiff.train import trainer
+from tests.test_train import fit
+trainer.precision = lambda device: "no"
+fit(Path(sys.argv[1]), 60)
+"""
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path, monkeypatch):
+    """Each process has half of every batch; the gradients are averaged. In float32, also where bf16 is native."""
+    monkeypatch.setattr(trainer, "precision", lambda device: "no")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    done = subprocess.run([*command, str(tmp_path / "script.py"), str(tmp_path / "two")],
+                          capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    fit(tmp_path / "one", 60)
+    one, two = (load_state(tmp_path / name / "train/toy/step-0000060/ema.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=0.0)  # half a batch alone is 1e-2 away
+    logs = [json.loads((tmp_path / name / "logs/toy.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)  # the mean over the processes
+
+
+def test_resume_without_a_checkpoint_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="nothing to resume"):
+        fit(tmp_path, resume=True)
+
+
+def test_a_run_of_which_no_checkpoint_is_whole_says_so(tmp_path):
+    fit(tmp_path, 10)
+    for name in ("net.safetensors", "manifest.json"):
+        (tmp_path / "train/toy/step-0000010" / name).write_bytes(b"")
+        with pytest.raises(ValueError, match="no whole checkpoint in .*toy; they are damaged: give another --out"):
+            fit(tmp_path, 20, resume=True)
+
+
+def test_a_network_of_another_shape_does_not_resume(tmp_path):
+    fit(tmp_path, 10)
+    other = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1))
+    with pytest.raises(ValueError, match="made with a network of another shape, in 0.bias: .* --size and --init"):
+        train("toy", other, loss, Run(tmp_path, 20, device="cpu", resume=True), batch=16, lr=1e-2)
+
+
+def test_what_a_run_is_made_with_is_kept_and_compared(tmp_path):
+    fit(tmp_path, 10, made={"size": 16, "another vocabulary": "abc"})
+    for made, said in (({"size": 32}, "size 16, not 32"), ({"another vocabulary": "x"}, "another vocabulary")):
+        with pytest.raises(ValueError, match=f"the run was made with {said}: .*toy resumes only with"):
+            fit(tmp_path, 20, resume=True, made=made)
+    fit(tmp_path, 20, resume=True, made={"size": 16, "another vocabulary": "abc"})
+
+
+def test_a_run_is_never_overwritten(tmp_path):
+    fit(tmp_path, 10)
+    with pytest.raises(ValueError, match="holds a run already; --resume continues it"):
+        fit(tmp_path, 10)
+
+
+def test_log_has_one_line_per_fifty_steps_also_after_a_resume(tmp_path):
+    fit(tmp_path, 120, seconds=1e-9)
+    fit(tmp_path, 120, resume=True)
+    rows = [json.loads(line) for line in (tmp_path / "logs/toy.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [50, 100, 120]
+    assert rows[-1]["images"] == 120 * 16 and rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="not finite at step 50"):
+        fit(tmp_path, objective=lambda model, step, share: {"loss": model(torch.ones(1, 4)).sum() * math.inf})
+
+
+@pytest.mark.parametrize("options, sentence", [({"steps": 0}, "at least 1 step"),
+                                               ({"steps": 5, "seconds": 0.0}, "must be positive")])
+def test_run_rejects(tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Run(tmp_path, **options)
+
+
+@pytest.mark.quick
+def test_every_epoch_sees_every_example_once_in_a_new_order():
+    epochs = [torch.cat([batch_indices(12, 4, step) for step in range(3 * e, 3 * e + 3)]) for e in range(2)]
+    assert all(torch.equal(epoch.sort().values, torch.arange(12)) for epoch in epochs)
+    assert not torch.equal(*epochs)
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        batch_indices(3, 4, 0)
+
+
+@pytest.mark.quick
+def test_learning_rate_warms_up_holds_and_decays_to_zero():
+    rates = [learning_rate(step, 1000, 2.0) for step in range(1000)]
+    assert rates[0] == 0.01 and max(rates) == 2.0 == rates[500] and rates[-1] < 0.01
