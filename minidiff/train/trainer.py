@@ -169,7 +169,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
     if main:
         log_path.parent.mkdir(parents=True, exist_ok=True)
         keep = log_path.read_text(errors="replace").splitlines() if run.resume and log_path.is_file() else []
-        log_path.write_text("".join(f"{line}\n" for line in keep if _logged(line) <= step))
+        log_path.write_text("".join(f"{line}\n" for line in keep if _logged(line) <= step))  # later steps run again
     objective, optimizer = accelerator.prepare(Objective(net, loss), optimizer)
     size = batch // accelerator.num_processes
     share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
@@ -197,13 +197,13 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
             average.update(net)
             step, summed = step + 1, summed + 1
             for key, value in {**values, "grad_norm": norm}.items():
-                sums[key] = sums.get(key, 0.0) + value.detach()
+                sums[key] = sums.get(key, 0.0) + value.detach()    # tensors: to read one is to wait for the device
             bar.update()
             if step % 50 == 0 or step == run.steps:
                 means = accelerator.reduce({key: value / summed for key, value in sums.items()}, "mean")
                 row = {key: round(float(value), 6) for key, value in means.items()}
                 sums, summed = {}, 0
-                if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
+                if not all(map(torch.isfinite, map(torch.tensor, row.values()))):  # before a checkpoint is made of it
                     raise ValueError(f"{name}: the loss is not finite at step {step} ({row}); "
                                      "another learning rate or other data may help, the same steps again do not")
                 if main:
