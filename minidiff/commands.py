@@ -55,7 +55,6 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     from minidiff import values
     from minidiff.io import images as io
     from minidiff.nets.controlnet import ControlNet
-    from minidiff.sd.conditions import plan
     from minidiff.sd.pipeline import StableDiffusion
     from minidiff.sd.settings import Settings
     from minidiff.teach.film import check_suffix, frame, thin, write_film
@@ -98,17 +97,16 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     if model == "mini-sd":
         _warn_unknown(prompt)
 
-    images, frames = [], []
+    images, moments = [], []
     firsts = range(0, num_images, BATCH)
-    taken = len(plan(pipe.scheduler, pipe.schedule, Settings(**settings), pipe.spreads)[1]) - 1
-    moments = thin(range(taken + 1)) if film is not None else []
+    taken = steps if init_image is None else int(steps * Settings(**settings).taken)
     with _progress(taken * len(firsts), "drawing", "step") as bar:
         for first in firsts:
             n = min(BATCH, num_images - first)
             for i, step in enumerate(pipe.stream(prompt, seed=seed + first, num_images=n, **settings)):
                 bar.update(i > 0)
-                if first == 0 and i in moments:
-                    frames.append(frame(pipe, step))
+                if film is not None and first == 0:                     # which of them to show is known at the end
+                    moments.append(step._replace(x=step.x[:1].cpu(), x0=None if step.x0 is None else step.x0[:1].cpu()))
             images += io.to_pil(io.to_unit(pipe.decode(step.x)))
     written = []
     for path, image in zip(targets, [_sheet(images)] if grid else images, strict=True):
@@ -118,7 +116,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
             io.save_image(io.enlarge(image, max(2, SMALL // pipe.size)), _large(path))
             written.append(_large(path))
     if film is not None:
-        write_film(frames, film)
+        write_film([frame(pipe, step) for step in thin(moments)], film)
         written.append(Path(film))
     return written
 
