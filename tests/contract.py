@@ -175,7 +175,7 @@ CASES: dict[str, Rows] = {
     "metrics.kernel_distance": ((COUNTS, COUNTS[:7, [1, 2, 0]]), (COUNTS[:5], COUNTS)),
     "metrics.nearest": ((STATES, STATES.flip(1)[:2]), (MAPS, MAPS.cos()[:1])),
     "metrics.bootstrap": ((lambda a, b: (a.sum() - 2 * b.max()).item(), COUNTS, COUNTS[:7]),
-                         (lambda a: a.double().mean().item(), COUNTS)),
+                          (lambda a: a.double().mean().item(), COUNTS)),
     "evaluate.wilson": ((0, 10), (99, 100), (7, 7), (30, 80, 2.58)),
     "likelihood.log_likelihood": tuple((f, STATES, GRID) for f in (curved, exact.denoiser(PLANE))),
     "io.images.to_rgb": ((MAPS / 4, WORDS[0, :5, :3] / 3),),

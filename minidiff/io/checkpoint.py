@@ -57,7 +57,7 @@ FOREIGN = {  # a name that only the files of this kind have: what they are
 OTHERS = {".hada_": "LoHa", ".lokr_": "LoKr", ".dora_scale": "DoRA", "lora_magnitude_vector": "DoRA",
           "ip_adapter.": "IP-Adapter"}  # a part of a name that only files of this kind have
 CONTENTS = {"checkpoint": "whole model", "lora": "LoRA", "controlnet": "ControlNet", "unet": "U-Net", "vae": "VAE",
-         "text_encoder": "text encoder", "embedding": "textual inversion", "unknown": "file of an unknown kind"}
+            "text_encoder": "text encoder", "embedding": "textual inversion", "unknown": "file of an unknown kind"}
 
 
 def kind(state: State) -> str:

@@ -34,7 +34,7 @@ def stated_tokens(folder: Path) -> dict[str, Any]:
         name: str(side).lower() for name, side in sides.items() if side}
     for file in filter(Path.is_file, files):
         stated |= {k: v.get("content") if isinstance(v, dict) and k.endswith("_token") else v
-                  for k, v in read_json(file).items() if v}
+                   for k, v in read_json(file).items() if v}
     right = {"padding_side": "right", "truncation_side": "right"}
     for name, known in {"bos_token": BOS, "eos_token": EOS, **right}.items():
         if stated.get(name, known) != known:

@@ -144,7 +144,7 @@ def inner(content: Any, path: Path) -> Any:
     """
     while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
         inside = {k: v for k, v in content.items()
-                 if isinstance(k, str) and k not in TRAINER and isinstance(v, dict) and _holds(v)}
+                  if isinstance(k, str) and k not in TRAINER and isinstance(v, dict) and _holds(v)}
         if len(inside) > 1 and "state_dict" not in inside:
             raise ValueError(f"{path} holds several dictionaries of tensors: {', '.join(sorted(inside)[:10])}; save "
                              "the one to use in a file of its own")

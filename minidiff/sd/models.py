@@ -52,10 +52,10 @@ class Model:
         # NOTE: diffusers' pipelines of SD 1 and 2 force these on their scheduler: test_pipeline_forces_steps_offset.
         self.scheduler = scheduler if text.pooled else {**scheduler, "steps_offset": 1, "clip_sample": False}
         for what, wants, given in (("prompts of width", unet.config.cross_attention_dim, text.width),
-                                 ("pooled prompts:", bool(unet.config.addition_embed_type), text.pooled),
-                                 ("pooled prompts of width", unet.config.pooled,
-                                  text.encoders[-1].config.projection_dim if text.pooled else None),
-                                 ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
+                                   ("pooled prompts:", bool(unet.config.addition_embed_type), text.pooled),
+                                   ("pooled prompts of width", unet.config.pooled,
+                                    text.encoders[-1].config.projection_dim if text.pooled else None),
+                                   ("latents of channels", unet.config.out_channels, vae.config.latent_channels)):
             if wants != given:
                 raise ValueError(f"the parts are of different families: the U-Net expects {what} {wants}, not {given}")
         self.schedule = discrete(self.scheduler)

@@ -111,8 +111,8 @@ def draw(n: int, size: int, **options) -> tuple[Pictures, list[scenes.Scene]]:
     counts, firsts = zip(*[(min(chunk, n - first), first) for first in range(0, n, chunk)])
     parts = process_map(work, counts, firsts, max_workers=min(os.cpu_count() or 1, len(counts)), chunksize=1,
                         desc="drawing", unit="k")
-    return Pictures.joined(file for files, _ in parts for file in files), [scene for _, drawn in parts
-                                                                          for scene in drawn]
+    pictures = Pictures.joined(file for files, _ in parts for file in files)
+    return pictures, [scene for _, drawn in parts for scene in drawn]
 
 
 def _draw_chunk(work: Callable, n: int, first: int) -> tuple[list[bytes], list[scenes.Scene]]:
