@@ -155,3 +155,15 @@ def test_every_module_has_a_test_file_of_its_name():
     names = {path.stem for path in PACKAGE.rglob("*.py") if path.parent.name not in ("recipes", "bank")}
     tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
     assert names - {"__init__", "__main__"} <= tested
+
+
+def test_every_module_is_reachable_by_its_name_alone():
+    import minidiff as md
+
+    names = {path.stem for path in PACKAGE.rglob("*.py") if path.parent.name not in ("recipes", "bank")}
+    for name in names - {"__init__", "__main__"}:
+        assert getattr(md, name).__name__.endswith(f".{name}") and name in dir(md)
+    with pytest.raises(AttributeError, match="module 'minidiff' has no attribute 'nothing'"):
+        md.nothing
+    with pytest.raises(AttributeError):
+        md.__wrapped__
