@@ -78,7 +78,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from minidiff.train import trainer
-from tests.test_train import fit
+from tests.test_trainer import fit
 trainer.precision = lambda device: "no"
 fit(Path(sys.argv[1]), 60)
 """
