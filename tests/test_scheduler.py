@@ -178,3 +178,18 @@ def test_an_option_that_would_change_the_picture_is_not_dropped(name, change):
 def test_what_a_scheduler_config_cannot_say_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         scheduler.discrete({"beta_schedule": "linear", **change})
+
+
+@pytest.mark.parametrize("name, key, value", [
+    ("DDIMScheduler", "thresholding", True), ("DDPMScheduler", "variance_type", "fixed_large"),
+    ("EulerDiscreteScheduler", "timestep_type", "continuous"), ("PNDMScheduler", "skip_prk_steps", False),
+    ("DPMSolverMultistepScheduler", "solver_order", 3), ("DPMSolverMultistepScheduler", "use_lu_lambdas", True),
+    ("UniPCMultistepScheduler", "solver_order", 3), ("UniPCMultistepScheduler", "predict_x0", False)])
+def test_what_the_table_refuses_is_not_the_tables_own_word(name, key, value):
+    config = {"_class_name": name, key: value}
+    with pytest.raises(ValueError, match=f"{name} with {key}"):
+        scheduler.from_config(config), scheduler.from_diffusers(config, 5, SD)
+
+
+def test_a_consistency_model_scales_its_times_by_ten_unless_it_says_otherwise():
+    assert scheduler.from_config({"_class_name": "LCMScheduler"})[1] == {"scaling": 10.0}
