@@ -1,4 +1,4 @@
-"""The command line, `python -m minidiff …`: options, help, and what is printed; what is done is in `commands`."""
+"""The command line, `python -m minidiff …`: options, help, what is printed; the work is in `commands`, `teach.lab`."""
 from __future__ import annotations
 
 import argparse

@@ -28,7 +28,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     """Draw pictures of a prompt and write them to files.
 
     Args:
-        prompt … num_images, negative_prompt: see `minidiff.sd.settings.Settings`.
+        prompt: what to draw. steps … num_images, negative_prompt: see `minidiff.sd.settings.Settings`.
         model, tokenizer, config, prediction_type: see `StableDiffusion.from_pretrained`.
         init_image: a picture file to start from, on white where it is transparent, cut and resized to the model's
             size; see `strength`.
@@ -99,7 +99,8 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
 
     images, moments = [], []
     firsts = range(0, num_images, BATCH)
-    taken = steps if init_image is None else int(steps * Settings(**settings).taken)
+    cut = init_image is not None and not pipe.spreads                   # img2img takes the last steps only
+    taken = int(steps * Settings(**settings).taken) if cut else steps
     with _progress(taken * len(firsts), "drawing", "step") as bar:
         for first in firsts:
             n = min(BATCH, num_images - first)

@@ -55,7 +55,7 @@ class EncoderConfig(Config):
         "act_fn": "silu", "downsample_padding": 1, "mid_block_scale_factor": 1, "resnet_time_scale_shift": "default",
         "resnet_out_scale_factor": 1, "time_embedding_type": "positional", "conv_in_kernel": 3, "conv_out_kernel": 3,
         "attention_type": "default", "addition_embed_type_num_heads": 64}
-    ignored: ClassVar = frozenset({"upcast_attention"})                  # no effect on fused attention, facts: 1.4
+    ignored: ClassVar = frozenset({"upcast_attention"})                  # no effect on fused attention
 
     def __post_init__(self):
         n = len(self.block_out_channels)

@@ -1,6 +1,6 @@
 """What all networks share: configs, loading and saving, and the layers of Stable Diffusion's U-Net and VAE.
 
-Attribute names are parameter names, and these are diffusers' (`time_emb_proj`, `to_out.0`, `ff.net.0.proj` …).
+Attribute names are parameter names, and these are diffusers' (`time_emb_proj`, `conv_shortcut` …).
 Maps are (B, C, H, W), tokens (B, N, C), the embedding of time and other vectors `emb` (B, E).
 """
 

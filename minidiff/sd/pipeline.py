@@ -1,6 +1,6 @@
 """Stable Diffusion (Rombach et al. 2022, arXiv 2112.10752): text encoder, U-Net and VAE, joined into one call.
 
-It is these ten lines; the rest of this folder is settings, checks and speed.
+It is these ten lines; the rest of this folder loads models, checks settings, reads schedulers, and is fast.
 
 >>> from minidiff import grid, guidance, prediction, samplers
 >>> pipe = StableDiffusion.from_pretrained("mini-sd", device="cpu")

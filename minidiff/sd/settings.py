@@ -28,7 +28,7 @@ class Settings:
 
     Args:
         negative_prompt: what to steer away from, one text or one per prompt; None is "".
-        steps: network calls (Heun: two per step), 1 … 1000.
+        steps: of the sampler, 1 … 1000, of which `strength` may leave some out; a network call each (Heun: two).
         guidance_scale: e = e_uncond + scale·(e_cond − e_uncond); ≤ 1 is off: one conditional call per step.
         guidance_rescale: share φ in [0, 1] of e that is scaled to the standard deviation of e_cond (2305.08891 eq. 16).
         sampler: None follows the checkpoint's scheduler; a name, what diffusers' class of that name makes of the same
