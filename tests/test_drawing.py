@@ -9,13 +9,10 @@ import pytest
 from minidiff.data import drawing, scenes
 from minidiff.data.drawing import RGB
 from minidiff.data.scenes import ATTRIBUTES, Scene
+from tests.tiny import one
 
 pytestmark = pytest.mark.quick
 MANY = [scenes.sample(random.Random(i), held_out=None, second=0.2) for i in range(4000)]
-
-
-def one(**values) -> Scene:
-    return Scene("day", "clear", "grass", "house", "red", "large", "centre")._replace(**values)
 
 
 def pixels(scene: Scene, size: int = 32, rng: random.Random | None = None) -> np.ndarray:

@@ -12,9 +12,8 @@ from minidiff.prediction import denoiser, moved, target
 from minidiff.samplers import ddim
 from minidiff.schedule import DDPM, EDM, SD, Discrete, Flow, Level, linear_betas
 from minidiff.train import losses
-from minidiff.train.trainer import generator, learning_rate
+from minidiff.train.trainer import learning_rate
 
-pytestmark = pytest.mark.quick
 MEAN, STD = 0.3, 0.5
 GAUSS = Mixture(torch.ones(1), torch.tensor([[MEAN]]), STD)
 SIGNS = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 2)   # Gauss-Hermite, exact to degree 3
@@ -41,6 +40,7 @@ def optimal(grid):
     return found
 
 
+@pytest.mark.quick
 def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy():
     """p is then the exact reverse chain, but for the start: it begins at N(0, 1), which x_T is not quite."""
     entropy = 0.5 * math.log(math.tau * math.e * STD**2)
@@ -52,12 +52,14 @@ def test_with_the_optimal_variance_the_bound_of_a_gaussian_is_its_entropy():
         assert bound(grid, optimal(grid)).sum().item() == pytest.approx(entropy + gap, abs=1e-10)
 
 
+@pytest.mark.quick
 def test_the_fixed_variances_leave_a_gap():
     grid = chain(1000)
     best, large, small = (bound(grid, v(grid)).sum() for v in (optimal, losses.fixed_large, losses.fixed_small))
     assert 1e-3 < large - best < 1e-2 and 0.5 < small - best < 1
 
 
+@pytest.mark.quick
 def test_the_posterior_is_the_product_of_two_gaussians():
     """Bayes: q(x_nxt | x_now, x0) ∝ q(x_now | x_nxt)·q(x_nxt | x0), by quadrature; also over several levels at once."""
     here, x, x0 = torch.linspace(-6, 6, 12001, dtype=torch.float64), 0.3, -0.8
@@ -72,6 +74,7 @@ def test_the_posterior_is_the_product_of_two_gaussians():
         assert (p * (here - mean) ** 2).sum().item() == pytest.approx(variance, rel=1e-6)
 
 
+@pytest.mark.quick
 def test_each_term_is_a_kl_divergence():
     grid, x0 = chain(8, 0.4), torch.tensor([[0.7]], dtype=torch.float64)
     eps = torch.tensor([[0.4]], dtype=torch.float64)
@@ -94,6 +97,7 @@ def test_each_term_is_a_kl_divergence():
     torch.testing.assert_close(terms[-1], -normal(guess, math.sqrt(variances[-1])).log_prob(x0)[0, 0])
 
 
+@pytest.mark.quick
 def test_pictures_add_up_their_pixels():
     grid, x0 = chain(8, 0.4), torch.tensor([[0.7]], dtype=torch.float64)
     one, many = (losses.vlb(lambda x, level: (x / 2, None), part, grid, losses.fixed_small(grid), torch.ones_like)
@@ -101,6 +105,7 @@ def test_pictures_add_up_their_pixels():
     torch.testing.assert_close(many, (12 * one).expand_as(many))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["eps", "x0", "v", "flow"])
 def test_the_implied_weight_is_the_ratio_of_two_losses(kind):
     x = torch.randn(3, 5, dtype=torch.float64)
@@ -112,6 +117,7 @@ def test_the_implied_weight_is_the_ratio_of_two_losses(kind):
                                    torch.tensor(losses.implied_weight(kind, alpha, sigma), dtype=torch.float64))
 
 
+@pytest.mark.quick
 def test_min_snr_weighs_every_kind_alike():
     alpha, sigma = (c.double() for c in Discrete(DDPM.alpha_bar)(torch.arange(1000)))
     snr = (alpha / sigma) ** 2
@@ -119,11 +125,6 @@ def test_min_snr_weighs_every_kind_alike():
         on_x0 = losses.min_snr(kind, alpha, sigma) * losses.implied_weight(kind, alpha, sigma) * snr
         torch.testing.assert_close(on_x0, snr.clamp(max=5.0))
     torch.testing.assert_close(losses.min_snr("v", alpha, sigma), snr.clamp(max=5.0) / (snr + 1))
-
-
-def loss(model, step, share):
-    x = torch.randn(16, 4, generator=generator(0, step))[share]
-    return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
 
 
 @pytest.mark.quick

@@ -10,16 +10,13 @@ import torch
 
 from minidiff.data import scenes
 from minidiff.data.scenes import ATTRIBUTES, HELD_OUT, Scene
+from tests.tiny import one
 
 pytestmark = pytest.mark.quick
 MANY = [scenes.sample(random.Random(i), held_out=None, second=0.2) for i in range(4000)]
 WORDINGS = [(scene, scenes.caption(scene, random.Random(f"say {i}"))) for i, scene in enumerate(MANY)]
 TABLES = {"time": scenes.TIME_WORDS, "sky": scenes.SKY_WORDS, "ground": scenes.GROUND_WORDS,
           "size": scenes.SIZE_WORDS, "place": scenes.PLACE_WORDS}
-
-
-def one(**values) -> Scene:
-    return Scene("day", "clear", "grass", "house", "red", "large", "centre")._replace(**values)
 
 
 def named(scene: Scene, text: str) -> set[str]:

@@ -1,6 +1,5 @@
 """CLIP's byte-pair encoding: learned, read and written."""
 import json
-import shutil
 
 import pytest
 import torch
@@ -67,18 +66,8 @@ def test_a_garbled_tokenizer_is_named(vocabulary, tmp_path, name, content):
         load_tokenizer(tmp_path)
 
 
-def changed(folder, tmp_path, **files):
-    """A copy of a tokenizer's folder with these JSON files, or entries of them, changed."""
-    to = shutil.copytree(folder, tmp_path / "words")
-    for name, content in files.items():
-        path = to / f"{name}.json"
-        old = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**old, **content}))
-    return to
-
-
 def test_files_with_a_byte_order_mark_load(vocabulary, tokenizer, tmp_path):
-    to = changed(vocabulary, tmp_path)
+    to = tiny.changed(vocabulary, tmp_path)
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
         (to / name).write_text((vocabulary / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
     assert load_tokenizer(to).encode("a red house").ids == tokenizer.encode("a red house").ids

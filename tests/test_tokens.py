@@ -1,22 +1,12 @@
 """What the files of a tokenizer state beside its vocabulary."""
 import json
-import shutil
 
 import pytest
 
 from minidiff.io.tokenizer import load_tokenizer, save_tokenizer
+from tests import tiny
 
 pytestmark = pytest.mark.quick
-
-
-def changed(folder, tmp_path, **files):
-    """A copy of a tokenizer's folder with these JSON files, or entries of them, changed."""
-    to = shutil.copytree(folder, tmp_path / "words")
-    for name, content in files.items():
-        path = to / f"{name}.json"
-        old = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**old, **content}))
-    return to
 
 
 @pytest.mark.parametrize("config, message", [
@@ -28,7 +18,7 @@ def changed(folder, tmp_path, **files):
      "adds '<cat>' with the id 9999; it should be a text with the next")])
 def test_what_a_tokenizer_states_and_we_cannot_do_is_named(vocabulary, tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
-        load_tokenizer(changed(vocabulary, tmp_path, tokenizer_config=config))
+        load_tokenizer(tiny.changed(vocabulary, tmp_path, tokenizer_config=config))
 
 
 @pytest.mark.parametrize("special, message", [
@@ -39,7 +29,7 @@ def test_what_a_tokenizer_states_and_we_cannot_do_is_named(vocabulary, tmp_path,
     ({"additional_special_tokens": [None]}, "special token None; it should be a text")])
 def test_special_tokens_that_are_not_clips_are_named(vocabulary, tmp_path, special, message):
     with pytest.raises(ValueError, match=message):
-        load_tokenizer(changed(vocabulary, tmp_path, special_tokens_map=special))
+        load_tokenizer(tiny.changed(vocabulary, tmp_path, special_tokens_map=special))
 
 
 @pytest.mark.parametrize("config", [{"model_max_length": None}, {"model_max_length": 10**30},
@@ -47,7 +37,7 @@ def test_special_tokens_that_are_not_clips_are_named(vocabulary, tmp_path, speci
                                     {"pad_token": None}, {"do_lower_case": False}])
 def test_what_means_nothing_else_is_accepted(vocabulary, tokenizer, tmp_path, config):
     """As in transformers, whose CLIP lowers the case whatever the config says."""
-    found = load_tokenizer(changed(vocabulary, tmp_path, tokenizer_config=config))
+    found = load_tokenizer(tiny.changed(vocabulary, tmp_path, tokenizer_config=config))
     assert found.encode("A Red house").ids == tokenizer.encode("a red house").ids
 
 
@@ -63,7 +53,7 @@ def test_added_tokens_are_words_and_stay_when_saved(vocabulary, tokenizer, tmp_p
     for name, entries in (("added_tokens", {"<cat>": size}),
                           ("tokenizer_config", {"added_tokens_decoder": {str(size): {"content": "<cat>"}}})):
         (tmp_path / name).mkdir()
-        found = load_tokenizer(changed(vocabulary, tmp_path / name, **{name: entries}))
+        found = load_tokenizer(tiny.changed(vocabulary, tmp_path / name, **{name: entries}))
         assert found.encode("red <cat>").ids[2] == size and found.get_vocab_size() == size + 1
         save_tokenizer(found, tmp_path / name / "again")
         assert load_tokenizer(tmp_path / name / "again").encode("red <cat>").ids[2] == size

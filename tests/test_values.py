@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from minidiff import values
 from minidiff.sd.settings import Settings
 
 pytestmark = pytest.mark.quick
@@ -69,3 +70,16 @@ def test_a_text_is_no_truth_value():
     for settings in ({"long": "no"}, {"long": 1}, {"long": None}, guess):
         with pytest.raises(ValueError, match="(long|guess_mode) is .*; it must be True or False"):
             Settings(**settings)
+
+
+def test_a_text_of_whole_characters_is_itself():
+    for given in ("", "a red house", "ein Haus im März", "🏠"):
+        assert values.text(given) is given
+
+
+@pytest.mark.parametrize("value, said", [(b"red", "not a bytes"), (None, "not a NoneType"),
+                                         (np.array("red"), "not a ndarray"),
+                                         ("caf\udce9", r"the text 'caf\\udce9' holds bytes that are not UTF-8")])
+def test_what_only_looks_like_a_text_is_refused(value, said):
+    with pytest.raises(ValueError, match=said):
+        values.text(value)

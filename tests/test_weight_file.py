@@ -10,20 +10,17 @@ from safetensors.torch import save_file
 
 from minidiff.io.weight_file import read_notes
 from minidiff.io.weights import load_state, save_state
+from tests import tiny
 
 pytestmark = pytest.mark.quick
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1.0, 2.0])}
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".ckpt"])
 def test_reads_pytorch_files_of_both_formats(tmp_path, ending, legacy):
     torch.save(STATE, tmp_path / f"net{ending}", _use_new_zipfile_serialization=not legacy)
-    assert equal(load_state(tmp_path / f"net{ending}"), STATE)
+    assert tiny.equal(load_state(tmp_path / f"net{ending}"), STATE)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
@@ -88,7 +85,7 @@ def test_a_path_that_is_not_utf8_is_read(tmp_path):
     torch.save(STATE, tmp_path / "a.pt")
     (tmp_path / "a.pt").rename(folder / "a.pt")
     for name in ("a.safetensors", "a.pt"):
-        assert equal(load_state(folder / name), STATE)
+        assert tiny.equal(load_state(folder / name), STATE)
     assert load_state(folder / "a.safetensors", headers=True)["weight"].shape == (2, 3)
     assert read_notes(folder / "a.safetensors")["said"] == "yes"
 

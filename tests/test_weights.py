@@ -9,14 +9,11 @@ from torch import nn
 from minidiff.io import weights
 from minidiff.io.weights import load_state, load_strict, read_json, save_state, write_atomic
 from minidiff.nets.vae import VAE, VAEConfig
+from tests import tiny
 
 pytestmark = pytest.mark.quick
 STEM = "diffusion_pytorch_model"
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([1.0, 2.0])}
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("stem, variant, name", [
@@ -25,7 +22,7 @@ def equal(a: dict, b: dict) -> bool:
     ("model", "fp16", "pytorch_model.fp16.bin")])
 def test_finds_the_file_in_a_folder(tmp_path, stem, variant, name):
     (torch.save if name.endswith(".bin") else save_file)(STATE, tmp_path / name)
-    assert equal(load_state(tmp_path, stem, variant), STATE)
+    assert tiny.equal(load_state(tmp_path, stem, variant), STATE)
 
 
 def test_prefers_safetensors_and_the_variant_that_was_asked_for(tmp_path):
@@ -43,7 +40,7 @@ def test_reads_shards(tmp_path, variant):
     for key, name in where.items():
         save_file({key: STATE[key]}, tmp_path / name)
     (tmp_path / f"{STEM}.safetensors.index{tag}.json").write_text(json.dumps({"weight_map": where}))
-    assert equal(load_state(tmp_path, variant=variant), STATE)
+    assert tiny.equal(load_state(tmp_path, variant=variant), STATE)
     (tmp_path / where["bias"]).unlink()
     with pytest.raises(FileNotFoundError, match="there is no weight file .*00002-of-00002"):
         load_state(tmp_path, variant=variant)
@@ -91,7 +88,7 @@ def test_strict_loading_lists_what_does_not_fit_and_leaves_the_net_alone(state, 
     before = {k: v.clone() for k, v in net.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         load_strict(net, state, "some file")
-    assert equal(net.state_dict(), before)
+    assert tiny.equal(net.state_dict(), before)
 
 
 def test_large_but_finite_numbers_load():
@@ -104,7 +101,7 @@ def test_saving_unties_and_makes_contiguous(tmp_path):
     tied = torch.randn(4, 6, 3, 3)
     state = {"a": tied, "b": tied, "c": tied[1:3], "d": tied.to(memory_format=torch.channels_last), "e": tied[0, 0].T}
     save_state(state, tmp_path / "x.safetensors")
-    assert equal(load_file(tmp_path / "x.safetensors"), state)
+    assert tiny.equal(load_file(tmp_path / "x.safetensors"), state)
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
@@ -200,7 +197,7 @@ def test_all_that_is_in_the_shards_is_read_wherever_the_index_says_it_is(tmp_pat
     index = tmp_path / f"{STEM}.safetensors.index.json"
     for where in ({"weight": "b", "bias": "a"}, {"weight": "a", "another": "b"}):
         index.write_text(json.dumps({"weight_map": {key: f"{name}.safetensors" for key, name in where.items()}}))
-        assert equal(load_state(tmp_path), STATE)
+        assert tiny.equal(load_state(tmp_path), STATE)
     index.write_text(json.dumps({"weight_map": {"weight": ""}}))
     with pytest.raises(ValueError, match="has no weight_map from tensor names to files"):
         load_state(tmp_path)

@@ -1,5 +1,8 @@
 """A Stable Diffusion 1 of shrunken shape with random weights: 32×32 pixels, 8×8×4 latents, built in milliseconds."""
 
+import json
+import shutil
+
 import torch
 
 from minidiff.data import scenes
@@ -66,3 +69,23 @@ def controlnet(pipe: StableDiffusion) -> ControlNet:
             if name.startswith(("controlnet_down", "controlnet_mid", "controlnet_cond_embedding.conv_out")):
                 torch.nn.init.normal_(p, std=0.3)
     return net
+
+
+def equal(a: dict, b: dict) -> bool:
+    """Whether two states hold the same tensors under the same names."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def one(**values) -> scenes.Scene:
+    """A plain scene, with these attributes."""
+    return scenes.Scene("day", "clear", "grass", "house", "red", "large", "centre")._replace(**values)
+
+
+def changed(folder, tmp_path, **files):
+    """A copy of a tokenizer's folder with these JSON files, or entries of them, changed."""
+    to = shutil.copytree(folder, tmp_path / "words")
+    for name, content in files.items():
+        path = to / f"{name}.json"
+        old = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**old, **content}))
+    return to
