@@ -111,7 +111,7 @@ def prompt_to_prompt(places: Tensor, steps: int, *, words: float = 0.8, layout: 
         across = "attn2" in name
         if step >= steps * (words if across else layout):
             return maps
-        source, edited = maps[-2 * pairs:].split(pairs)                     # in front of them, rows without prompt
+        source, edited = maps[-2 * pairs:].split(pairs)                  # in front of them, rows without prompt
         if across:
             taken = source.gather(-1, index.to(maps.device).expand_as(source))
             source = torch.where(new.to(maps.device), edited, taken)

@@ -74,13 +74,13 @@ def controlled(net: Callable, controlnet: Callable, hint: Tensor, scale: float |
         if not now:
             return net(x, t, residuals=residuals, **cond)
         if guess and len(x) == 2 * len(hint):
-            sums = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(rows) for k, rows in cond.items()})
-            sums = [torch.cat([torch.zeros_like(part), part]) for part in sums]
+            added = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(v) for k, v in cond.items()})
+            added = [torch.cat([torch.zeros_like(part), part]) for part in added]
         else:
             every = hint.repeat(len(x) // len(hint), *[1] * (hint.ndim - 1))
-            sums = controlnet(x, t, hint=every, **({"guess": True} if guess else {}), **cond)
-        sums = [now * part for part in sums]
-        return net(x, t, residuals=sums if residuals is None else [a + b for a, b in zip(residuals, sums)], **cond)
+            added = controlnet(x, t, hint=every, **({"guess": True} if guess else {}), **cond)
+        added = [now * part for part in added]
+        return net(x, t, residuals=added if residuals is None else [a + b for a, b in zip(residuals, added)], **cond)
 
     return steered
 

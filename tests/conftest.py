@@ -33,3 +33,9 @@ def model(tmp_path_factory):
 def state(model):
     """The tensors of that file."""
     return load_state(model / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory):
+    """That model itself."""
+    return tiny.pipeline(tmp_path_factory.mktemp("words"))

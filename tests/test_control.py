@@ -15,11 +15,6 @@ from tests import tiny
 pytestmark = pytest.mark.quick
 
 
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny.pipeline(tmp_path_factory.mktemp("words"))
-
-
 @pytest.fixture
 def net(pipe) -> ControlNet:
     return tiny.controlnet(pipe)

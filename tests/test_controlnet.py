@@ -11,11 +11,6 @@ from tests.test_unet import SD1, SD2, XL
 pytestmark = pytest.mark.quick
 
 
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny.pipeline(tmp_path_factory.mktemp("words"))
-
-
 @pytest.fixture
 def net(pipe) -> ControlNet:
     return tiny.controlnet(pipe)

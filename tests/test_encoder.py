@@ -4,17 +4,9 @@ import re
 import pytest
 
 from minidiff.nets.unet import UNetConfig
+from tests.test_unet import SD1, SD2, XL
 
 pytestmark = pytest.mark.quick
-SD1 = {"cross_attention_dim": 768, "attention_head_dim": 8, "_diffusers_version": "0.6.0", "act_fn": "silu",
-       "center_input_sample": False, "downsample_padding": 1, "mid_block_scale_factor": 1, "sample_size": 64}
-SD2 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True,
-       "upcast_attention": True, "dual_cross_attention": False, "class_embed_type": None}
-XL = {"block_out_channels": [320, 640, 1280], "attention_head_dim": [5, 10, 20], "cross_attention_dim": 2048,
-      "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-      "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"], "use_linear_projection": True,
-      "transformer_layers_per_block": [1, 2, 10], "addition_embed_type": "text_time", "upcast_attention": None,
-      "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
 
 
 @pytest.mark.parametrize("config", [SD1, SD2, XL], ids=["sd1", "sd2", "sdxl"])

@@ -47,11 +47,6 @@ def test_the_vaes_estimate_is_what_is_alive_at_its_peak(channels):
     assert peak(vae.encode, torch.zeros(1, 3, 128, 128, device="meta")) < 1.1 * memory.vae_numbers(vae.config) * 128**2
 
 
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny.pipeline(tmp_path_factory.mktemp("words"))
-
-
 def test_a_run_that_does_not_fit_is_refused_before_it_starts(pipe, monkeypatch):
     asked = []
     monkeypatch.setattr(memory, "free", lambda device: asked.append(device) or 2**20)

@@ -24,11 +24,6 @@ PROMPT = "a red house"
 
 
 @pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny.pipeline(tmp_path_factory.mktemp("words"))
-
-
-@pytest.fixture(scope="module")
 def folder(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     pipe.save_pretrained(folder)

@@ -18,11 +18,6 @@ LEFT = torch.zeros(32, 32)
 LEFT[:, :16] = 1
 
 
-@pytest.fixture(scope="module")
-def pipe(tmp_path_factory):
-    return tiny.pipeline(tmp_path_factory.mktemp("words"))
-
-
 def with_unet(pipe, **config) -> StableDiffusion:
     """The same model with another random U-Net."""
     with torch.random.fork_rng():

@@ -32,6 +32,16 @@ def fit(out, steps=120, objective=loss, ema=0.999, **options):
     return train("toy", net(), objective, Run(out, steps, device="cpu", **options), batch=16, lr=1e-2, ema=ema)
 
 
+def killed_at(last):
+    """The loss, until somebody presses Ctrl-C."""
+    def objective(model, step, share):
+        if step == last:
+            raise KeyboardInterrupt
+        return loss(model, step, share)
+
+    return objective
+
+
 def weights(module):
     return torch.cat([p.flatten() for p in module.parameters()])
 
@@ -45,28 +55,16 @@ def test_training_beats_the_trivial_predictor(tmp_path):
 @pytest.mark.parametrize("ema", [0.999, power(0.1)], ids=["warmed", "power"])
 def test_resume_is_bit_identical(tmp_path, ema):
     whole = weights(fit(tmp_path / "whole", ema=ema))
-
-    def killed(model, step, share):
-        if step == 75:
-            raise KeyboardInterrupt
-        return loss(model, step, share)
-
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", objective=killed, ema=ema)
+        fit(tmp_path / "cut", objective=killed_at(75), ema=ema)
     assert torch.equal(weights(fit(tmp_path / "cut", ema=ema, resume=True)), whole)
 
 
 def test_resume_skips_a_damaged_checkpoint(tmp_path):
     whole = weights(fit(tmp_path / "whole"))
     fit(tmp_path / "cut", 120, seconds=1e-9)  # stops before the first step, at step 0
-
-    def killed(model, step, share):
-        if step == 60:
-            raise KeyboardInterrupt
-        return loss(model, step, share)
-
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", objective=killed, resume=True)
+        fit(tmp_path / "cut", objective=killed_at(60), resume=True)
     newest = sorted((tmp_path / "cut/train/toy").glob("step-*"))[-1]
     data = bytearray((newest / "net.safetensors").read_bytes())
     data[-1] ^= 1

@@ -89,9 +89,9 @@ def paint(scene: NamedTuple, size: int, u: Jitter) -> tuple[Image.Image, dict[st
 
 
 def crowd(size: int, rng: random.Random) -> tuple[Image.Image, dict[str, int]]:
-    """A picture as no caption asks for: none to three suns, moons and objects each, anywhere, and how many of each.
+    """A picture that no caption asks for, and what is in it: up to three objects, and suns and moons as there is room.
 
-    A net that counts learns from it. No sun or moon is hidden, and no object hides another's middle.
+    A net that counts learns from it. They stand so far apart that each may be covered in part, none as a whole.
 
     >>> picture, counts = crowd(32, random.Random(1)); picture.size, counts
     ((32, 32), {'sun': 0, 'moon': 1, 'object': 2})

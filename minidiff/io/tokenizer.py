@@ -71,9 +71,8 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"the tokenizer in {folder} is garbled: {error}".splitlines()[0]) from error
     add_tokens(tokenizer, folder)
-    bos, eos = BOS, EOS
     pad = pad or stated["pad_token"] or EOS
-    ids = {token: tokenizer.token_to_id(token) for token in (bos, eos, pad)}
+    ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, pad)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")
     # NOTE: as in transformers the padding token is split off wherever it stands: with Stable Diffusion 2 each "!" is
@@ -81,7 +80,7 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)
                                   for token in (pad, *stated["special"]) if token == pad or token not in added])
-    tokenizer.post_processor = RobertaProcessing((eos, ids[eos]), (bos, ids[bos]), False, False)
+    tokenizer.post_processor = RobertaProcessing((EOS, ids[EOS]), (BOS, ids[BOS]), False, False)
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(pad_id=ids[pad], pad_token=pad, length=LENGTH)
     return tokenizer

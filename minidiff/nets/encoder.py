@@ -30,10 +30,10 @@ class EncoderConfig(Config):
     """
 
     in_channels: int = 4                                     # 9 for inpainting
-    # with attention, or without; per resolution
+    # "CrossAttnDownBlock2D", with attention, or "DownBlock2D"
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     mid_block_type: str | None = "UNetMidBlock2DCrossAttn"   # or "UNetMidBlock2D", one residual block; None: no middle
-    # per resolution, divisible by norm_num_groups
+    # divisible by norm_num_groups
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int | tuple[int, ...] = 2              # residual blocks per resolution; one more on the way up
     heads: int | tuple[int, ...] = 8                         # their NUMBER; attention_head_dim in files, a misnomer
@@ -41,9 +41,9 @@ class EncoderConfig(Config):
     cross_attention_dim: int | None = 1280                   # width D of the context; None: self-attention only
     use_linear_projection: bool = False                      # projections of transformers are Linear (SD 2, SDXL)
     norm_num_groups: int = 32                                # of the residual blocks' GroupNorms
-    norm_eps: float = 1e-5                                   # likewise
+    norm_eps: float = 1e-5                                   # added to the variance there
     flip_sin_to_cos: bool = True                             # of the time embedding, see `sinusoid`
-    freq_shift: int = 0                                      # likewise
+    freq_shift: int = 0                                      # of its frequencies
     num_class_embeds: int | None = None                      # vec then holds class numbers
     addition_embed_type: str | None = None                   # "text_time" in SDXL
     addition_time_embed_dim: int | None = None               # width of the sinusoid of each of SDXL's sizes (256)

@@ -264,7 +264,7 @@ class Downsample(nn.Module):
         self.pad = not padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,C,H,W) to (B,C,⌈H/2⌉,⌈W/2⌉), with the VAE's padding ⌊⌋."""
+        """(B,C,H,W) to (B,C,H/2,W/2): odd sides are rounded up, with the VAE's padding down."""
         return self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x)
 
 

@@ -26,7 +26,7 @@ class UNetConfig(EncoderConfig):
 
     sample_size: int | tuple[int, ...] | None = None         # of the training latents, one or two; information only
     out_channels: int = 4                                    # those of the latents
-    # from the coarsest resolution to the finest
+    # "CrossAttnUpBlock2D" or "UpBlock2D"; from the coarsest resolution to the finest
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     time_cond_proj_dim: int | None = None                    # width of the embedding of w, the guidance weight (LCM)
 

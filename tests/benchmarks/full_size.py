@@ -1,6 +1,6 @@
 """A full-size Stable Diffusion 1.5 with random weights on the CPU, side by side with diffusers.
 
-    python tests/benchmarks/full_size.py --folder /tmp/sd15 --threads 2 --pairs 3
+    python tests/benchmarks/full_size.py --folder runs/sd15 --threads 2 --pairs 3
 
 Writes the model once (860 M + 84 M + 123 M parameters, float32, as a diffusers folder and as one CompVis file: 8.6 GB),
 runs two guided steps at 512×512 in fresh processes of either side, alternating, and prints the medians of: loading; one
