@@ -50,7 +50,8 @@ def controlled(net: Callable, controlnet: Callable, hint: Tensor, scale: float |
         out = net(x, t, residuals = scale·controlnet(x, t, hint))
 
     Args:
-        net: (x (B,…), t, residuals=, **cond) -> out. controlnet: (x, t, hint=, **cond) -> residuals.
+        net: (x (B,…), t, residuals=, **cond) -> out. controlnet: (x, t, hint=, **cond) -> residuals; the weight `w` of
+            guidance, which a consistency model is told, stays the net's alone, as in diffusers.
         hint: (B,C,H,W), what `ControlNet.look` makes of a picture; one for all if not `guess`.
         scale: one number, or one for each call, in turn; at 0 the ControlNet is not called.
         guess: let the picture lead even without a prompt (section 3.4): of a batch [without, with prompt] as in `cfg`
@@ -73,12 +74,13 @@ def controlled(net: Callable, controlnet: Callable, hint: Tensor, scale: float |
             raise ValueError("there are fewer scales than calls of the network: give one for each, or one number")
         if not now:
             return net(x, t, residuals=residuals, **cond)
+        told = {name: rows for name, rows in cond.items() if name != "w"}
         if guess and len(x) == 2 * len(hint):
-            added = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(v) for k, v in cond.items()})
+            added = controlnet(x[-len(hint):], t, hint=hint, guess=True, **{k: last(v) for k, v in told.items()})
             added = [torch.cat([torch.zeros_like(part), part]) for part in added]
         else:
             every = hint.repeat(len(x) // len(hint), *[1] * (hint.ndim - 1))
-            added = controlnet(x, t, hint=every, **({"guess": True} if guess else {}), **cond)
+            added = controlnet(x, t, hint=every, **({"guess": True} if guess else {}), **told)
         added = [now * part for part in added]
         return net(x, t, residuals=added if residuals is None else [a + b for a, b in zip(residuals, added)], **cond)
 

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from minidiff.guidance import cfg, controlled
 from minidiff.nets.controlnet import ControlNet
-from minidiff.nets.unet import UNetConfig
+from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.sd.pipeline import StableDiffusion
 from minidiff.sd.settings import Settings
 from tests import tiny
 
@@ -79,3 +80,14 @@ def test_a_controlnet_of_another_family_is_an_error(pipe, net):
         with pytest.raises(ValueError, match=said):
             pipe(["a red house"] * prompts, controlnet=net, num_images=n, steps=1,
                  control_image=torch.rand(count, 3, 32, 32))
+
+
+def test_a_consistency_model_is_controlled_too(pipe):
+    """Its U-Net alone is told the weight of guidance; with the zeros of a fresh ControlNet nothing changes."""
+    torch.manual_seed(0)
+    unet = UNet(UNetConfig.from_dict({**tiny.UNET, "time_cond_proj_dim": 8})).eval()
+    lcm = StableDiffusion(pipe.text, unet, pipe.vae, {**tiny.SCHEDULER, "_class_name": "LCMScheduler"})
+    settings = {"steps": 2, "output": "latent", "control_image": torch.rand(3, 32, 32)}
+    plain = lcm("a red house", steps=2, output="latent")
+    assert torch.equal(lcm("a red house", controlnet=ControlNet.from_unet(unet, (4, 8, 8)), **settings), plain)
+    assert not torch.allclose(lcm("a red house", controlnet=tiny.controlnet(lcm), **settings), plain)
