@@ -117,7 +117,7 @@ def test_a_large_vae_compresses_by_eight_with_a_critic_and_a_perceptual_loss(fol
 
 def test_the_counter_learns_from_scenes_and_crowds(tmp_path):
     recipes.run("counter", out=tmp_path, steps=2, size=16, device="cpu")
-    assert Patches.from_pretrained(tmp_path).config.out_channels == len(judges.COUNTED)
+    assert Patches.from_pretrained(tmp_path).config.out_channels == 3
     rngs = [random.Random(i) for i in range(300)]
     counts = torch.tensor([judges.counted(rng, 16, crowded=i % 2)[1] for i, rng in enumerate(rngs)])
     assert (counts[::2, :2].sum(1) <= 1).all() and counts[::2, 2].unique().tolist() == [1, 2]

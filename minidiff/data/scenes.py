@@ -114,6 +114,15 @@ def labels(scene: Scene) -> dict[str, int]:
     return {name: values.index(getattr(scene, name)) for name, values in ATTRIBUTES.items()}
 
 
+def counts(scene: Scene) -> dict[str, int]:
+    """How many suns, moons and objects a scene has; `drawing.crowd` says the same of its pictures.
+
+    >>> counts(Scene("night", "moon", "snow", "house", "red", "large", "left", ("blue", "tree", "small")))
+    {'sun': 0, 'moon': 1, 'object': 2}
+    """
+    return {"sun": int(scene.sky == "sun"), "moon": int(scene.sky == "moon"), "object": 1 + bool(scene.second)}
+
+
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
     """What the scene shows, in words.
 

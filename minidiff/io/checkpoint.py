@@ -103,10 +103,10 @@ def family(state: State) -> str | None:
     >>> family({"down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": torch.zeros(320, 768)})
     'sd1'
     """
-    families = WIDTHS.get(next((v.shape[-1] for key, v in state.items() if key.endswith("attn2.to_k.weight")), None))
+    known = WIDTHS.get(next((v.shape[-1] for key, v in state.items() if key.endswith("attn2.to_k.weight")), None))
     first = next((state[key] for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight",
                                          "conv_in.weight") if key in state), None)
-    return "sd2-base" if families == "sd2" and first is not None and first.shape[1] == 9 else families
+    return "sd2-base" if known == "sd2" and first is not None and first.shape[1] == 9 else known
 
 
 def predicts(state: State, notes: dict[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,7 @@ SHOWN = 16  # pictures per part of the contact sheet
 MOST = 2000  # prompts per set: there are 2,160 scenes with a held-out pair
 SETS = ("seen", "unseen", "two")
 FRESH = 2_000_000  # seed of drawings that no recipe trains on
-COUNTED = ("sun", "moon", "object")
-COUNTING = 64  # side to which pictures are reduced to be counted in
+COUNTING = 64  # side to which pictures are reduced to be counted in, that of the counter's recipe
 
 
 class Drawn(NamedTuple):
@@ -216,9 +215,9 @@ def extras(counter: Patches, part: list[scenes.Scene], image: torch.Tensor) -> l
     >>> extras(counter, [scene._replace(sky="sun")], to_tensor([scenes.draw(scene, 64)[0]]))
     [['extra moon']]
     """
-    counts = counter(F.interpolate(image, (COUNTING, COUNTING), mode="bilinear", antialias=True))[0].sum((2, 3)).round()
-    asked = torch.tensor([[scene.sky == "sun", scene.sky == "moon", 1 + bool(scene.second)] for scene in part])
-    return [[f"extra {name}" for name, more in zip(COUNTED, row) if more] for row in (counts > asked).tolist()]
+    found = counter(F.interpolate(image, (COUNTING, COUNTING), mode="bilinear", antialias=True))[0].sum((2, 3)).round()
+    return [[f"extra {name}" for (name, asked), count in zip(scenes.counts(scene).items(), row) if count > asked]
+            for scene, row in zip(part, found.tolist())]
 
 
 def laplacian_energy(image: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,6 @@ from minidiff.train.pictures import DRAWINGS, draw, from_bytes
 from minidiff.train.recipes.begin import start
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
-COUNTED = ("sun", "moon", "object")
-
 
 def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | None = None) -> None:
     """Classifier that reads a drawing's seven attributes back; it measures prompt adherence.
@@ -71,7 +69,7 @@ def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | 
     """
     if data:
         raise ValueError("this recipe counts in scenes; it cannot be trained on a folder (--data)")
-    config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(COUNTED))
+    config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=3)
     net = start(Patches, config, run, init, "out_channels")
 
     def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
@@ -90,16 +88,15 @@ def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | 
 
 
 def counted(rng: random.Random, size: int, *, crowded: bool) -> tuple[Tensor, list[int]]:
-    """A drawing (3,size,size) uint8, of a scene with any pair or a crowd, and how many of COUNTED are in it.
+    """A drawing (3,size,size) uint8, of a scene with any pair or a crowd, and how many suns, moons and objects it has.
 
     >>> picture, counts = counted(random.Random(1), 16, crowded=False); picture.shape, counts
     (torch.Size([3, 16, 16]), [0, 0, 1])
     """
     if crowded:
-        picture, there = crowd(size, rng)
-        counts = [there[name] for name in COUNTED]
+        picture, counts = crowd(size, rng)
     else:
         scene = scenes.sample(rng, held_out=None, second=0.3)
         picture, _ = scenes.draw(scene, size, rng)
-        counts = [int(scene.sky == "sun"), int(scene.sky == "moon"), 1 + bool(scene.second)]
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), counts
+        counts = scenes.counts(scene)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1), list(counts.values())
