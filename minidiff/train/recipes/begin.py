@@ -1,7 +1,9 @@
-"""What a recipe begins with: random weights, or those of a folder."""
+"""What a recipe begins with: random weights, those of a folder, or a smaller VAE's in a larger one."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from minidiff.nets.layers import Config
+from minidiff.nets.vae import VAE
 from minidiff.train.trainer import Run
 
 Built = TypeVar("Built")
@@ -37,3 +40,33 @@ def seeded(build: Callable[[], Built], seed: int) -> Built:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+@torch.no_grad()
+def grown(small: VAE, seed: int = 0) -> VAE:
+    """The VAE with one level of resolution more: for twice the picture, the same latent (Karras et al. 2018, 1710.10196).
+
+    The new level adds nothing at first: the encoder takes means of 2×2 features behind its first convolution, the
+    decoder doubles the features before its last one.
+
+    >>> small = VAE(VAE.Config(block_out_channels=(8, 16), norm_num_groups=4))
+    >>> grown(small).encode(torch.zeros(1, 3, 16, 16)).shape, small.encode(torch.zeros(1, 3, 8, 8)).shape
+    (torch.Size([1, 4, 4, 4]), torch.Size([1, 4, 4, 4]))
+    """
+    config = small.config
+    first, *_ = chs = config.block_out_channels
+    size = config.sample_size * 2 if isinstance(config.sample_size, int) else None
+    net = seeded(lambda: VAE.build(replace(config, block_out_channels=(first, *chs), sample_size=size)), seed)
+    deeper = {re.sub(r"(?<=encoder\.down_blocks\.)\d+", lambda found: str(int(found[0]) + 1), key): value
+              for key, value in small.state_dict().items()}
+    net.load_state_dict(net.state_dict() | deeper)
+    down, up = net.encoder.down_blocks[0], net.decoder.up_blocks[-1]
+    for block in (*down.resnets, *up.resnets):                        # each adds nothing to its input
+        for parameter in block.conv2.parameters():
+            parameter.zero_()
+    halve, double = down.downsamplers[0].conv, net.decoder.up_blocks[-2].upsamplers[0].conv
+    for conv in (halve, double):
+        nn.init.dirac_(conv.weight)
+        conv.bias.zero_()
+    halve.weight[:, :, :2, :2] = halve.weight[:, :, 1:2, 1:2] / 4
+    return net

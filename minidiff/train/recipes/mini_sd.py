@@ -25,7 +25,7 @@ from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import Text, tokenize
 from minidiff.train import losses
 from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, from_bytes, latents, sheet, tokenize_all
-from minidiff.train.recipes.begin import seeded, start
+from minidiff.train.recipes.begin import grown, seeded, start
 from minidiff.train.trainer import Run, batch_indices, digest, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
@@ -92,14 +92,22 @@ def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Pat
 
 
 def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
-    """KL-VAE on crops; f = 4, above 64 pixels f = 8, with a perceptual loss and, towards the end, a discriminator."""
+    """KL-VAE on crops; f = 4, above 64 pixels f = 8, with a perceptual loss and, towards the end, a discriminator.
+
+    Above 64 pixels, weights to start from that have one level of resolution less are those of half the size: the VAE
+    grows from them and keeps their latents, on which a U-Net may have been trained.
+    """
     large = size > 64
     pictures, _ = dataset(run, size, data)
-    shape = dict(block_out_channels=(16, 32, 64, 128), norm_num_groups=8) if large else \
-        dict(block_out_channels=(32, 64, 96), norm_num_groups=16)
-    config = VAEConfig(sample_size=size, layers_per_block=1, latent_channels=4, **shape)
-    net = start(VAE, config, run, init)
-    net.config = replace(net.config, scaling_factor=1.0)
+    chs = (32, 32, 64, 96) if large else (32, 64, 96)
+    config = VAEConfig(sample_size=size, layers_per_block=1, latent_channels=4, block_out_channels=chs,
+                       norm_num_groups=16)
+    net, small = start(VAE, config, run, init), None
+    if large and len(net.config.block_out_channels) < len(chs):
+        net, small = grown(net, run.seed), net.requires_grad_(False).to(run.device or default_device())
+    factor = None if small is None else small.config.scaling_factor
+    run = replace(run, made={**run.made, "another VAE to grow from": digest(init) if small else ""})
+    net.config = replace(net.config, sample_size=size, scaling_factor=1.0)
     nets = nn.ModuleDict({"vae": net})
     if large:
         nets["critic"] = seeded(lambda: Patches(PatchesConfig()), run.seed)
@@ -114,6 +122,11 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
         decoded = net.decode(mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=g).to(device)).float()
         total = losses.vae(image, decoded, mean, logvar)
         values = {"psnr": 10 * torch.log10(4 / (decoded - image).detach().square().mean())}
+        if small:
+            with torch.no_grad():
+                kept, _ = small.moments(F.avg_pool2d(image, 2))
+            values["drift"] = factor ** 2 * F.mse_loss(mean, kept.float())
+            total = total + values["drift"]
         if large:
             critic = nets["critic"].requires_grad_(False)  # it judges here, and learns below
             values["perceptual"] = losses.perceptual(eye(image)[1], eye(decoded)[1])
@@ -131,10 +144,13 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
         with torch.inference_mode():
             return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
 
-    net = train("vae", nets, loss, run, batch=batch, lr=2e-3, sample=sample)["vae"]
-    with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
-        z = net.to("cpu").encode(from_bytes(pictures[torch.arange(min(len(pictures), 1024))]))
-        net.config = replace(net.config, scaling_factor=round(1 / z.std().item(), 5))
+    net = train("vae", nets, loss, run, batch=batch, lr=1e-3 if small else 2e-3, sample=sample)["vae"]
+    if not factor:
+        with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
+            parts = torch.arange(min(len(pictures), 1024)).split(64)
+            z = torch.cat([net.to("cpu").encode(from_bytes(pictures[rows])) for rows in parts])
+        factor = round(1 / z.std().item(), 5)
+    net.config = replace(net.config, scaling_factor=factor)
     net.save_pretrained(run.out / "vae", dtype=torch.float16)
 
 
