@@ -88,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="another number, another picture; up to 4294967295 (default 0)")
     p.add_argument("--num-images", type=int, default=1, metavar="N",
                    help="pictures, with seeds SEED, SEED + 1, ... (default 1)")
+    p.add_argument("--size", type=int, metavar="PIXELS",
+                   help="side of the pictures (default: what the model was trained at, where it draws best)")
     p.add_argument("--init-image", metavar="FILE", help="a picture to start from, instead of noise")
     p.add_argument("--strength", type=float, metavar="X",
                    help="how much of --init-image is redrawn, 0 to 1 (default 0.6; with --mask 1)")

@@ -21,7 +21,7 @@ BATCH = 16  # pictures drawn at once
 def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | None = None,
              config: str | None = None, prediction_type: str | None = None, steps: int = 25, sampler: str | None = None,
              guidance_scale: float = 7.5, seed: int = 0, num_images: int = 1, negative_prompt: str | None = None,
-             init_image: str | Path | None = None, strength: float | None = None,
+             size: int | None = None, init_image: str | Path | None = None, strength: float | None = None,
              mask: str | Path | None = None, lora: Sequence[str] = (),
              controlnet: str | Path | None = None, control_image: str | Path | None = None, grid: bool = False,
              film: str | Path | None = None, out: str | Path | None = None, overwrite: bool = False) -> list[Path]:
@@ -30,8 +30,10 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     Args:
         prompt: what to draw. steps … num_images, negative_prompt: see `minidiff.sd.settings.Settings`.
         model, tokenizer, config, prediction_type: see `StableDiffusion.from_pretrained`.
-        init_image: a picture file to start from, on white where it is transparent, cut and resized to the model's
-            size; see `strength`.
+        size: side in pixels of the pictures, which are square; None: those the model was trained at. Far from it, a
+            model repeats or cuts what it draws.
+        init_image: a picture file to start from, on white where it is transparent, cut and resized to the size drawn;
+            see `strength`.
         mask: a picture file of the same proportions, cut and resized likewise: repaint init_image only where it is
             white; what is transparent is not.
         lora: LoRA files to load, each with its scale behind "=" unless that is 1: "watercolour.safetensors=0.8".
@@ -62,7 +64,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     for text in (prompt, negative_prompt or ""):
         values.text(text)
     settings = {"steps": steps, "sampler": sampler, "guidance_scale": guidance_scale, "strength": strength,
-                "negative_prompt": negative_prompt}
+                "negative_prompt": negative_prompt, "height": size, "width": size}
     Settings(seed=seed, num_images=num_images, **settings)
     targets = _targets(out, 1 if grid else num_images)
     for path in targets:
@@ -83,16 +85,17 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     if control_image is not None:
         control_image = io.open_image(control_image)
     pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config, prediction_type=prediction_type)
+    sides = pipe.sides if size is None else (size, size)
     if init_image is not None:
-        settings["image"] = io.fit(init_image, *pipe.sides)
+        settings["image"] = io.fit(init_image, *sides)
     if mask is not None:
-        settings["mask"] = io.fit(mask, *pipe.sides)
+        settings["mask"] = io.fit(mask, *sides)
     if control_image is not None:
         settings |= {"controlnet": ControlNet.from_pretrained(controlnet, device=pipe.device),
-                     "control_image": io.fit(control_image, *pipe.sides)}
+                     "control_image": io.fit(control_image, *sides)}
     for path, scale in map(_scaled, lora):
         pipe.load_lora(path, scale)
-    copies = [_large(path) for path in targets] if pipe.size < SMALL else []
+    copies = [_large(path) for path in targets] if max(sides) < SMALL else []
     io.check_writable([*targets, *copies, *([Path(film)] if film else [])], overwrite)
     if model == "mini-sd":
         _warn_unknown(prompt)
@@ -114,7 +117,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
         io.save_image(image, path)
         written.append(path)
         if copies:
-            io.save_image(io.enlarge(image, max(2, SMALL // pipe.size)), _large(path))
+            io.save_image(io.enlarge(image, max(2, SMALL // max(sides))), _large(path))
             written.append(_large(path))
     if film is not None:
         write_film([frame(pipe, step) for step in thin(moments)], film)

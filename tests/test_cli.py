@@ -98,6 +98,15 @@ def test_a_single_file_is_drawn_from_with_a_tokenizer_and_a_config(run, model, t
     assert len({(tmp_path / name).read_bytes() for name in ("one.png", "two.png", "three.png")}) == 1
 
 
+def test_the_size_is_that_of_the_model_or_another(draw, tmp_path):
+    Image.new("RGB", (90, 60)).save(tmp_path / "photo.png")
+    assert draw("a red house", "--size", 48, "--out", "own.png")[0] == 0
+    assert draw("a red house", "--size", 48, "--init-image", "photo.png", "--out", "of.png")[0] == 0
+    assert Image.open(tmp_path / "own.png").size == Image.open(tmp_path / "of.png").size == (48, 48)
+    refused(draw("a red house", "--size", 47), "47")
+    refused(draw("a red house", "--size", 0), "0")
+
+
 def test_grid_puts_all_pictures_into_one_file(draw, tmp_path):
     code, out, _ = draw("a red house", "--num-images", 4, "--grid", "--out", "four.png")
     assert code == 0 and out.split() == ["four.png", "four-large.png"]

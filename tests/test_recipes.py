@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minidiff.data import scenes
 from minidiff.io.weights import load_state, weights_dir
@@ -17,7 +18,9 @@ from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
+from minidiff.train.pictures import from_bytes
 from minidiff.train.recipes import judges, mini_sd, on_pixels
+from minidiff.train.recipes.begin import grown
 from minidiff.train.trainer import Run, digest
 
 
@@ -40,7 +43,7 @@ def model(folder, tmp_path_factory):
     """A model folder after two steps of clip, vae and unet."""
     out = tmp_path_factory.mktemp("runs") / "own"
     for name in ("clip", "vae", "unet"):
-        assert recipes.run(name, out=out, steps=2, device="cpu", data=folder) == out
+        assert recipes.run(name, out=out, steps=2, size=64, device="cpu", data=folder) == out
     return out
 
 
@@ -49,7 +52,7 @@ def test_the_three_recipes_make_a_model_that_draws(model):
     assert pipe("a red house", steps=2)[0].size == (64, 64)
     cache = load_state(model / "train/pictures-64-photos0.safetensors")
     drawn = pictures.Pictures(cache["pictures"], cache["ends"])
-    z = pipe.vae.encode(pictures.from_bytes(drawn[torch.arange(len(drawn))]))
+    z = pipe.vae.encode(from_bytes(drawn[torch.arange(len(drawn))]))
     assert abs(z.std().item() - 1) < 0.05  # the scale factor gives latents of unit variance
 
 
@@ -87,9 +90,9 @@ def test_the_recipes_with_classes_learn_the_object(tmp_path, monkeypatch):
 
 
 def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_path):
-    recipes.run("unet", out=model, steps=3, device="cpu", data=folder, resume=True)
+    recipes.run("unet", out=model, steps=3, size=64, device="cpu", data=folder, resume=True)
     assert (model / "train/unet/step-0000003").is_dir()
-    recipes.run("vae", out=tmp_path, steps=1, device="cpu", data=folder, init=model / "vae")
+    recipes.run("vae", out=tmp_path, steps=1, size=64, device="cpu", data=folder, init=model / "vae")
     before, after = (load_state(path / "vae")["decoder.conv_in.weight"].float() for path in (model, tmp_path))
     assert (before - after).abs().max() < 2e-3  # one warm-up step away, not a fresh start
 
@@ -99,9 +102,35 @@ def test_latents_are_cached_until_the_vae_changes(model, folder):
     mean, std, ids = pictures.latents(settings, 64, folder)
     assert mean.shape == std.shape == (256, 4, 16, 16) and ids.shape == (256, 1, 77) and (std > 0).all()
     assert len(list(model.glob("train/latents-*"))) == 1
-    recipes.run("vae", out=model, steps=3, device="cpu", data=folder, resume=True)
+    recipes.run("vae", out=model, steps=3, size=64, device="cpu", data=folder, resume=True)
     assert not torch.equal(pictures.latents(settings, 64, folder)[0], mean)
     assert len(list(model.glob("train/latents-*"))) == 2
+
+
+def test_a_grown_vae_first_draws_what_the_small_one_draws():
+    small = VAE.from_pretrained(weights_dir() / "mini-sd" / "vae")
+    large, image = grown(small), from_bytes(scenes.render(2, 256, seed=3)[0])
+    assert large.factor == 2 * small.factor and large.config.sample_size == 2 * small.config.sample_size
+    before, after = [], []
+    small.decoder.conv_out.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
+    large.decoder.conv_out.register_forward_pre_hook(lambda _, inputs: after.append(inputs[0]))
+    with torch.inference_mode():
+        z = small.encode(F.avg_pool2d(image, 2))
+        small.decode(z), large.decode(z)
+        assert torch.allclose(after[0], F.interpolate(before[0], scale_factor=2.0), atol=1e-4)
+        assert (large.encode(image) - z).square().mean() < 0.05 * z.square().mean()
+
+
+def test_a_vae_grows_from_a_smaller_one_and_keeps_its_latents(model, folder, tmp_path):
+    options = dict(out=tmp_path, size=128, device="cpu", data=folder)
+    recipes.run("vae", steps=1, init=model / "vae", **options)
+    grew = VAE.from_pretrained(tmp_path / "vae").config
+    assert (grew.block_out_channels, grew.scaling_factor) == (
+        (32, 32, 64, 96), VAE.from_pretrained(model / "vae").config.scaling_factor)
+    (row,) = map(json.loads, (tmp_path / "logs/vae.jsonl").read_text().splitlines())
+    assert 0 < row["drift"] < 1
+    with pytest.raises(ValueError, match="was made with another VAE to grow from"):
+        recipes.run("vae", steps=2, resume=True, **options)
 
 
 def test_a_large_vae_compresses_by_eight_with_a_critic_and_a_perceptual_loss(folder, tmp_path):

@@ -46,11 +46,12 @@ def crops(pictures: Tensor, side: int, g: torch.Generator) -> Tensor:
 
 
 def sheet(images: Tensor, columns: int) -> Image.Image:
-    """(n,3,H,W) in [−1, 1] -> one PIL picture, rows of `columns`, enlarged."""
+    """(n,3,H,W) in [−1, 1] -> one PIL picture, rows of `columns`; small ones enlarged."""
     from PIL import Image
 
     pixels = ((images.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
-    return scenes.contact_sheet([Image.fromarray(picture.numpy()) for picture in pixels], columns, scale=4)
+    return scenes.contact_sheet([Image.fromarray(picture.numpy()) for picture in pixels], columns,
+                                scale=max(1, 128 // images.shape[-1]))
 
 
 class Pictures:

@@ -44,7 +44,7 @@ def seeded(build: Callable[[], Built], seed: int) -> Built:
 
 @torch.no_grad()
 def grown(small: VAE, seed: int = 0) -> VAE:
-    """The VAE with one level of resolution more: for twice the picture, the same latent (Karras et al. 2018, 1710.10196).
+    """The VAE with one level of resolution more: twice the picture, the same latent (Karras et al. 2018, 1710.10196).
 
     The new level adds nothing at first: the encoder takes means of 2×2 features behind its first convolution, the
     decoder doubles the features before its last one.

@@ -144,7 +144,7 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
         with torch.inference_mode():
             return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
 
-    net = train("vae", nets, loss, run, batch=batch, lr=1e-3 if small else 2e-3, sample=sample)["vae"]
+    net = train("vae", nets, loss, run, batch=batch, lr=4e-4 if small else 2e-3, sample=sample)["vae"]
     if not factor:
         with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
             parts = torch.arange(min(len(pictures), 1024)).split(64)
