@@ -14,7 +14,8 @@ SAMPLERS = ("ddim", "ddpm", "euler", "euler_ancestral", "heun", "lms", "plms", "
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C.
+    """Run a command line; returns the exit code: 0, 2 for bad input (one line on stderr), 130 after Ctrl-C,
+    143 after SIGTERM.
 
     What the terminal's encoding lacks is printed as an escape; a reader of the output that leaves early is no error.
     """
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         except KeyboardInterrupt as stop:
             print(f"minidiff: {stop}" if str(stop) else "minidiff: stopped", file=sys.stderr)
-            return 130
+            return getattr(stop, "code", 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # Python flushes once more at its end
             return 0

@@ -186,6 +186,7 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
     import torch
 
     from minidiff.io.images import check_writable
+    from minidiff.io.weights import write_atomic
     from minidiff.measure.bench import bench as measure
 
     if threads is not None:
@@ -196,7 +197,7 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
         check_writable([Path(json_file)], overwrite=True)
     result = measure(model, **options)
     if json_file is not None:
-        Path(json_file).write_text(json.dumps(result, indent=2) + "\n")
+        write_atomic(json_file, json.dumps(result, indent=2) + "\n")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The training loop: resumed = uninterrupted, checkpoints that survive a kill, averages, losses, data order."""
+"""The training loop: losses, logs, data order, learning rate, several processes."""
 import json
 import math
 import os
@@ -8,42 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from minidiff.io.weights import load_state
 from minidiff.train import trainer
-from minidiff.train.ema import power
-from minidiff.train.trainer import Run, batch_indices, generator, learning_rate, train
+from minidiff.train.trainer import Run, batch_indices, generator, learning_rate
+from tests.toy import fit
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-def loss(model, step, share):
-    x = torch.randn(16, 4, generator=generator(0, step))[share]
-    return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
-
-
-def fit(out, steps=120, objective=loss, ema=0.999, **options):
-    return train("toy", net(), objective, Run(out, steps, device="cpu", **options), batch=16, lr=1e-2, ema=ema)
-
-
-def killed_at(last):
-    """The loss, until somebody presses Ctrl-C."""
-    def objective(model, step, share):
-        if step == last:
-            raise KeyboardInterrupt
-        return loss(model, step, share)
-
-    return objective
-
-
-def weights(module):
-    return torch.cat([p.flatten() for p in module.parameters()])
 
 
 def test_training_beats_the_trivial_predictor(tmp_path):
@@ -52,31 +23,11 @@ def test_training_beats_the_trivial_predictor(tmp_path):
     assert (average(x) - x.sum(1, keepdim=True)).square().mean() < 0.3 * x.sum(1).var()
 
 
-@pytest.mark.parametrize("ema", [0.999, power(0.1)], ids=["warmed", "power"])
-def test_resume_is_bit_identical(tmp_path, ema):
-    whole = weights(fit(tmp_path / "whole", ema=ema))
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", objective=killed_at(75), ema=ema)
-    assert torch.equal(weights(fit(tmp_path / "cut", ema=ema, resume=True)), whole)
-
-
-def test_resume_skips_a_damaged_checkpoint(tmp_path):
-    whole = weights(fit(tmp_path / "whole"))
-    fit(tmp_path / "cut", 120, seconds=1e-9)  # stops before the first step, at step 0
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "cut", objective=killed_at(60), resume=True)
-    newest = sorted((tmp_path / "cut/train/toy").glob("step-*"))[-1]
-    data = bytearray((newest / "net.safetensors").read_bytes())
-    data[-1] ^= 1
-    (newest / "net.safetensors").write_bytes(bytes(data))
-    assert torch.equal(weights(fit(tmp_path / "cut", resume=True)), whole)
-
-
 SCRIPT = """
 import sys
 from pathlib import Path
 from minidiff.train import trainer
-from tests.test_trainer import fit
+from tests.toy import fit
 trainer.precision = lambda device: "no"
 fit(Path(sys.argv[1]), 60)
 """
@@ -95,40 +46,6 @@ def test_two_processes_take_the_steps_of_one(tmp_path, monkeypatch):
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0.0)  # half a batch alone is 1e-2 away
     logs = [json.loads((tmp_path / name / "logs/toy.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)  # the mean over the processes
-
-
-def test_resume_without_a_checkpoint_is_a_clear_error(tmp_path):
-    with pytest.raises(ValueError, match="nothing to resume"):
-        fit(tmp_path, resume=True)
-
-
-def test_a_run_of_which_no_checkpoint_is_whole_says_so(tmp_path):
-    fit(tmp_path, 10)
-    for name in ("net.safetensors", "manifest.json"):
-        (tmp_path / "train/toy/step-0000010" / name).write_bytes(b"")
-        with pytest.raises(ValueError, match="no whole checkpoint in .*toy; they are damaged: give another --out"):
-            fit(tmp_path, 20, resume=True)
-
-
-def test_a_network_of_another_shape_does_not_resume(tmp_path):
-    fit(tmp_path, 10)
-    other = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 1))
-    with pytest.raises(ValueError, match="made with a network of another shape, in 0.bias: .* --size and --init"):
-        train("toy", other, loss, Run(tmp_path, 20, device="cpu", resume=True), batch=16, lr=1e-2)
-
-
-def test_what_a_run_is_made_with_is_kept_and_compared(tmp_path):
-    fit(tmp_path, 10, made={"size": 16, "another vocabulary": "abc"})
-    for made, said in (({"size": 32}, "size 16, not 32"), ({"another vocabulary": "x"}, "another vocabulary")):
-        with pytest.raises(ValueError, match=f"the run was made with {said}: .*toy resumes only with"):
-            fit(tmp_path, 20, resume=True, made=made)
-    fit(tmp_path, 20, resume=True, made={"size": 16, "another vocabulary": "abc"})
-
-
-def test_a_run_is_never_overwritten(tmp_path):
-    fit(tmp_path, 10)
-    with pytest.raises(ValueError, match="holds a run already; --resume continues it"):
-        fit(tmp_path, 10)
 
 
 def test_log_has_one_line_per_fifty_steps_also_after_a_resume(tmp_path):

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -219,7 +220,18 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     _replace(path, lambda file: file.write(data.encode() if isinstance(data, str) else data))
 
 
+def append(path: str | Path, line: str) -> None:
+    """Add a line to a text file; OSError that names it if it cannot be written."""
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    from safetensors import SafetensorError
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -227,9 +239,14 @@ def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            file.close()
+        except BaseException as error:
+            with suppress(OSError):                                      # what is buffered has no room either
+                file.close()
             os.unlink(file.name)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            if isinstance(error, SafetensorError):
+                raise OSError(f"{path} cannot be written: {error}") from error
             raise
     os.chmod(file.name, 0o644)                                           # temporary files are made private
     os.replace(file.name, path)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from minidiff.data import scenes
 from minidiff.io.images import save_image, to_pil, to_tensor, to_unit
-from minidiff.io.weights import weights_dir
+from minidiff.io.weights import weights_dir, write_atomic
 from minidiff.measure import metrics
 from minidiff.nets.patches import Patches
 from minidiff.nets.reader import Reader
@@ -152,7 +152,7 @@ def evaluate(model: str | Path | StableDiffusion = "mini-sd", *, n: int = 1000, 
         **(against_drawings(reader, torch.cat(features), pipe.size) if n >= 8 else {}),
         "images": 3 * n, "seconds": round(time.monotonic() - began, 1)}
     if json_path:
-        Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
+        write_atomic(json_path, json.dumps(result, indent=2) + "\n")
     if sheet_path:
         save_image(contact_sheet(shown), sheet_path)
     return result

@@ -4,10 +4,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from minidiff.device import default_device, find_device
-from minidiff.io.weights import load_state, save_state
+from minidiff.io.images import save_image
+from minidiff.io.weights import append, write_atomic
 from minidiff.sd.settings import SEEDS
 from minidiff.train.ema import EMA
+from minidiff.train.resume import check, resume, save_checkpoint
 from minidiff.values import number, whole
 
 
@@ -151,7 +154,8 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
 
     Raises:
         ValueError: what `check` and `resume` say; the loss became NaN or infinite.
-        KeyboardInterrupt: passed on after a checkpoint is written.
+        KeyboardInterrupt: Ctrl-C, or `Terminated`, SIGTERM, came: raised behind the step at work and a checkpoint.
+        OSError: a file cannot be written; it is named.
     """
     from accelerate import Accelerator
     from tqdm import tqdm
@@ -160,33 +164,53 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         torch.set_num_threads(run.threads)
     device = run.device or default_device()
     accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision(device))
-    work, log_path = Path(run.out) / "train" / name, Path(run.out) / "logs" / f"{name}.jsonl"
-    check(name, run)
+    work, log = Path(run.out) / "train" / name, Path(run.out) / "logs" / f"{name}.jsonl"
+    check(work, run.made, run.resume)
     average = EMA(net.to(accelerator.device), ema)
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
-    step, spent = resume(work, net, average, optimizer) if run.resume else (0, 0.0)
+    how = {"threads": torch.get_num_threads(), "processes": accelerator.num_processes,
+           "precision": accelerator.mixed_precision}
+    begun = resume(work, net, average, optimizer, how) if run.resume else {"step": 0, "seconds": 0.0}
+    step, spent = begun["step"], begun["seconds"]
     main = accelerator.is_main_process
     if main:
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        keep = log_path.read_text(errors="replace").splitlines() if run.resume and log_path.is_file() else []
-        log_path.write_text("".join(f"{line}\n" for line in keep if _logged(line) <= step))  # later steps run again
+        keep = log.read_text(errors="replace").splitlines() if run.resume and log.is_file() else []
+        write_atomic(log, "".join(f"{line}\n" for line in keep if _logged(line) <= step))  # later steps run again
     objective, optimizer = accelerator.prepare(Objective(net, loss), optimizer)
     size = batch // accelerator.num_processes
     share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
     began = saved = time.monotonic()
-    sums: dict[str, Tensor] = {}
-    summed = 0
+    # what the next line of the log is the mean of
+    sums = {key: torch.tensor(value, device=accelerator.device) for key, value in begun.get("sums", {}).items()}
+    summed = begun.get("summed", 0)
     bar = tqdm(total=run.steps, initial=step, desc=name, unit="step", disable=not main, mininterval=0.5)
 
-    def checkpoint() -> None:
-        if main:
-            save_checkpoint(work, net, average, optimizer, step, spent + time.monotonic() - began, run.made)
-            if sample:
-                (work / "samples").mkdir(exist_ok=True)
-                sample(average.net).save(work / "samples" / f"{step:07d}.png")
+    def over() -> bool:
+        """Whether to stop before the end: all processes or none."""
+        now = bool(asked) or run.seconds is not None and time.monotonic() - began >= run.seconds
+        if accelerator.num_processes == 1:
+            return now
+        return bool(accelerator.reduce(torch.tensor(float(now), device=accelerator.device), "sum"))
 
-    try:
-        while step < run.steps and (run.seconds is None or time.monotonic() - began < run.seconds):
+    def means(n: int) -> dict[str, float]:
+        """The sums over n and all processes; ValueError before a log or a checkpoint is made of what is not finite."""
+        found = {key: float(value) for key, value in accelerator.reduce(
+            {key: value / n for key, value in sums.items()}, "mean").items()}
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError(f"{name}: the loss is not finite at step {step} ({found}); "
+                             "another learning rate or other data may help, the same steps again do not")
+        return found
+
+    def checkpoint(rest: dict[str, float]) -> None:
+        if main:
+            manifest = {"step": step, "seconds": spent + time.monotonic() - began, "made": run.made, "how": how,
+                        "sums": rest, "summed": summed}
+            save_checkpoint(work, net, average, optimizer, manifest)
+            if sample:
+                save_image(sample(average.net), work / "samples" / f"{step:07d}.png")
+
+    with stopping() as asked, bar:
+        while step < run.steps and not over():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, run.steps, lr)
             values = objective(step, share)
@@ -200,27 +224,59 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
                 sums[key] = sums.get(key, 0.0) + value.detach()    # tensors: to read one is to wait for the device
             bar.update()
             if step % 50 == 0 or step == run.steps:
-                means = accelerator.reduce({key: value / summed for key, value in sums.items()}, "mean")
-                row = {key: round(float(value), 6) for key, value in means.items()}
+                row = {key: round(value, 6) for key, value in means(summed).items()}
                 sums, summed = {}, 0
-                if not all(map(torch.isfinite, map(torch.tensor, row.values()))):  # before a checkpoint is made of it
-                    raise ValueError(f"{name}: the loss is not finite at step {step} ({row}); "
-                                     "another learning rate or other data may help, the same steps again do not")
                 if main:
                     seconds = round(spent + time.monotonic() - began, 1)
-                    with log_path.open("a") as log:
-                        log.write(json.dumps({"step": step, "images": step * batch, "seconds": seconds, **row}) + "\n")
+                    append(log, json.dumps({"step": step, "images": step * batch, "seconds": seconds, **row}) + "\n")
                     bar.set_postfix(loss=f"{row['loss']:.4f}")
                 if time.monotonic() - saved > run.save_every:
-                    checkpoint()
+                    checkpoint({})
                     saved = time.monotonic()
-        checkpoint()
-    except KeyboardInterrupt:
-        checkpoint()
-        raise KeyboardInterrupt(f"{name} stopped at step {step}; --resume continues it") from None
-    finally:
-        bar.close()
+        checkpoint(means(1))
+    if asked:
+        text = f"{name} stopped at step {step}; --resume continues it"
+        raise Terminated(text) if signal.SIGTERM in asked else KeyboardInterrupt(text)
     return average.net
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which the schedulers of clusters send, came while a run was at work."""
+
+    code = 128 + signal.SIGTERM
+
+
+@contextmanager
+def stopping() -> Iterator[list[int]]:
+    """The signals SIGINT (Ctrl-C) and SIGTERM are noted in the list, so that no step is left half made.
+
+    Outside the main thread nothing can be noted.
+
+    Raises:
+        KeyboardInterrupt: a second one came: at once.
+
+    >>> with stopping() as asked:
+    ...     signal.raise_signal(signal.SIGINT)
+    >>> asked == [signal.SIGINT]
+    True
+    """
+    asked: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _logged(line: str) -> float:
@@ -229,90 +285,3 @@ def _logged(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return math.inf
-
-
-def check(name: str, run: Run) -> None:
-    """ValueError unless a run may begin, or, if it is to resume, go on as what it was.
-
-    Raises:
-        ValueError: a run would be overwritten; there is nothing to resume; or it was made with other settings or data.
-    """
-    work = Path(run.out) / "train" / name
-    if not run.resume:
-        if any(work.glob("step-*")):
-            raise ValueError(f"{work} holds a run already; --resume continues it, another --out keeps it")
-        return
-    _, manifest = next(_manifests(work))
-    for what, then in manifest.get("made", {}).items():
-        if (now := run.made.get(what, then)) != then:
-            made = what if isinstance(then, str) else f"{what} {then}, not {now}"
-            raise ValueError(f"the run was made with {made}: {work} resumes only with the options and files that it "
-                             "was made with; for others give another --out")
-
-
-def _manifests(work: Path) -> Iterator[tuple[Path, dict]]:
-    """The checkpoints whose manifest can be read, the newest first.
-
-    Raises:
-        ValueError: once there are no more: so who finds what he looks for never sees it.
-    """
-    folders = sorted(work.glob("step-*"), reverse=True)
-    for folder in folders:
-        try:
-            yield folder, json.loads((folder / "manifest.json").read_text())
-        except (OSError, ValueError):
-            continue
-    raise ValueError(f"nothing to resume: no whole checkpoint in {work}; "
-                     + ("they are damaged: give another --out" if folders else "start without --resume"))
-
-
-def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer: torch.optim.Optimizer, step: int,
-                    seconds: float, made: dict[str, int | str]) -> Path:
-    """Write work/step-N with net, average, optimizer and, last, a manifest of their sha256; keep the newest two.
-
-    The folder is written under a temporary name and renamed once it is whole, so a kill at any moment leaves the
-    checkpoint before it in force.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    final, part = work / f"step-{step:07d}", work / "unfinished"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    save_state(net.state_dict(), part / "net.safetensors")
-    save_state(average.net.state_dict(), part / "ema.safetensors")
-    torch.save(optimizer.state_dict(), part / "optimizer.pt")
-    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(part.iterdir())}
-    manifest = {"step": step, "updates": average.updates, "seconds": seconds, "made": made, "sha256": files}
-    with (part / "manifest.json").open("w") as file:
-        file.write(json.dumps(manifest, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    for old in sorted(work.glob("step-*"))[:-2]:
-        shutil.rmtree(old)
-    return final
-
-
-def resume(work: Path, net: nn.Module, average: EMA, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Load the newest checkpoint whose sha256 sums agree. Returns (step, seconds trained so far).
-
-    Raises:
-        ValueError: there is none, or it is of a network of another shape.
-    """
-    for folder, manifest in _manifests(work):                # which ends with an error
-        try:
-            intact = all(hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
-                         for file, digest in manifest["sha256"].items())
-        except (OSError, KeyError):
-            continue
-        if intact:
-            state, wanted = load_state(folder / "net.safetensors"), net.state_dict()
-            then, now = ({(key, tensor.shape) for key, tensor in each.items()} for each in (state, wanted))
-            if changed := sorted(then ^ now):
-                raise ValueError(f"the run was made with a network of another shape, in {changed[0][0]}: {work} "
-                                 "resumes only with the options that it was made with, such as --size and --init")
-            net.load_state_dict(state)  # copied in place: the optimizer holds these
-            average.net.load_state_dict(load_state(folder / "ema.safetensors"))
-            optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-            average.updates = manifest["updates"]
-            return manifest["step"], manifest["seconds"]

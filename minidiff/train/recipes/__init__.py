@@ -11,7 +11,8 @@ from minidiff.train.pictures import made_of
 from minidiff.train.recipes.judges import counter, reader
 from minidiff.train.recipes.mini_sd import clip, perceptual, unet, vae
 from minidiff.train.recipes.on_pixels import classifier, pixels, pixels_class
-from minidiff.train.trainer import Run, check, digest
+from minidiff.train.resume import alone, check
+from minidiff.train.trainer import Run, digest
 from minidiff.values import whole
 
 RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": clip, "perceptual": perceptual,
@@ -51,7 +52,8 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     parts = ("vae", "text_encoder", "tokenizer") if name == "unet" else ()
     eye = {"another perceptual net": digest(weights_dir() / "perceptual")} if name == "vae" and size > 64 else {}
     settings = replace(settings, made=made_of(settings, size, data, init, parts) | eye)
-    check(name, settings)
-    out.mkdir(parents=True, exist_ok=True)
-    RECIPES[name](settings, size=size, data=data, init=init)
+    work = out / "train" / name
+    with alone(work):
+        check(work, settings.made, resume)
+        RECIPES[name](settings, size=size, data=data, init=init)
     return out

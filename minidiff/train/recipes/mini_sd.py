@@ -38,7 +38,8 @@ PROMPTS = [scenes.caption(scenes.sample(random.Random(f"look {i}"), second=0.0))
 def clip(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None = None) -> None:
     """Tokenizer and CLIP: a text and an image encoder trained contrastively on captioned pictures."""
     pictures, captions = dataset(run, size, data)
-    if not (run.resume or init) or not (run.out / "tokenizer" / "vocab.json").is_file():
+    files = [run.out / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    if not (run.resume or init) or not all(map(Path.is_file, files)):       # a kill may have come between the two
         train_tokenizer((caption for row in captions[:20_000] for caption in row), run.out / "tokenizer")
     tokenizer = load_tokenizer(run.out / "tokenizer")
     ids = tokenize_all(tokenizer, captions)
@@ -144,7 +145,7 @@ def vae(run: Run, *, size: int = 64, data: Path | None = None, init: Path | None
         with torch.inference_mode():
             return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
 
-    net = train("vae", nets, loss, run, batch=batch, lr=4e-4 if small else 2e-3, sample=sample)["vae"]
+    net = train("vae", nets, loss, run, batch=batch, lr=1.5e-4 if small else 2e-3, sample=sample)["vae"]
     if not factor:
         with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
             parts = torch.arange(min(len(pictures), 1024)).split(64)
