@@ -1,11 +1,12 @@
 """What the command line does: generate, train, evaluate, info, bench. Heavy modules are loaded when they are needed."""
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,12 +114,13 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
                     moments.append(step._replace(x=step.x[:1].cpu(), x0=None if step.x0 is None else step.x0[:1].cpu()))
             images += io.to_pil(io.to_unit(pipe.decode(step.x)))
     written = []
-    for path, image in zip(targets, [_sheet(images)] if grid else images, strict=True):
-        io.save_image(image, path)
-        written.append(path)
-        if copies:
-            io.save_image(io.enlarge(image, max(2, SMALL // max(sides))), _large(path))
-            written.append(_large(path))
+    with _claimed(targets, out is None) as targets:
+        for path, image in zip(targets, [_sheet(images)] if grid else images, strict=True):
+            io.save_image(image, path)
+            written.append(path)
+            if copies:
+                io.save_image(io.enlarge(image, max(2, SMALL // max(sides))), _large(path))
+                written.append(_large(path))
     if film is not None:
         write_film([frame(pipe, step) for step in thin(moments)], film)
         written.append(Path(film))
@@ -160,10 +162,9 @@ def evaluate(model: str | Path = "mini-sd", *, n: int = 1000, json_file: str | P
 
     sheet, = _targets(out, 1)
     image_format(sheet)
-    check_writable([sheet], overwrite)
-    if json_file is not None:
-        check_writable([Path(json_file), sheet], overwrite=True)
-    return measure(model, n=n, json_path=json_file, sheet_path=sheet, progress=True, **settings), sheet
+    check_writable([sheet, *([Path(json_file)] if json_file else [])], overwrite)
+    with _claimed([sheet], out is None) as (sheet,):
+        return measure(model, n=n, json_path=json_file, sheet_path=sheet, progress=True, **settings), sheet
 
 
 def info(path: str | Path) -> dict:
@@ -174,11 +175,11 @@ def info(path: str | Path) -> dict:
 
 
 def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_file: str | Path | None = None,
-          **options) -> dict:
+          overwrite: bool = False, **options) -> dict:
     """How fast a model runs: `minidiff.measure.bench`.
 
     Args:
-        threads: of the CPU. json_file: also write the result there.
+        threads: of the CPU. json_file: also write the result there. overwrite: whether that file may be replaced.
 
     Raises:
         ValueError, OSError: threads < 1, what `measure.bench` raises, or a file that cannot be written.
@@ -186,7 +187,7 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
     import torch
 
     from minidiff.io.images import check_writable
-    from minidiff.io.weights import write_atomic
+    from minidiff.io.write import write_atomic
     from minidiff.measure.bench import bench as measure
 
     if threads is not None:
@@ -194,7 +195,7 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
             raise ValueError(f"threads is {threads}; it must be at least 1")
         torch.set_num_threads(threads)
     if json_file is not None:
-        check_writable([Path(json_file)], overwrite=True)
+        check_writable([Path(json_file)], overwrite)
     result = measure(model, **options)
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=2) + "\n")
@@ -220,6 +221,30 @@ def _targets(out: str | Path | None, n: int) -> list[Path]:
         return [Path(f"minidiff-{max(taken, default=0) + i:04d}.png") for i in range(1, n + 1)]
     out = Path(out)
     return [out] if n == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, n + 1)]
+
+
+@contextmanager
+def _claimed(targets: list[Path], free: bool) -> Iterator[list[Path]]:
+    """The files to write. Of `free` ones, whose names were the next, those that nobody else took meanwhile.
+
+    They are there at once, empty, so that nobody takes them from now on, and go again if nothing is written.
+    """
+    if not free:
+        yield targets
+        return
+    claimed, numbers = [], itertools.count(int(targets[0].stem.split("-")[1]))
+    while len(claimed) < len(targets):
+        path = Path(f"minidiff-{next(numbers):04d}.png")
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            claimed.append(path)
+    try:
+        yield claimed
+    except BaseException:
+        for path in claimed:
+            if not path.stat().st_size:
+                path.unlink()
+        raise
 
 
 def _large(path: Path) -> Path:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from minidiff import values
 from minidiff.io.checkpoint import named
+from minidiff.io.plain_text import read_json
 from minidiff.io.tokenizer import load_tokenizer, load_tokenizers
 from minidiff.io.tokens import BOS, CLOSE, EOS, LENGTH, OPEN
-from minidiff.io.weights import load_state, read_json, variant_of
+from minidiff.io.weights import load_state, variant_of
 from minidiff.nets.clip import CLIPText
 
 if TYPE_CHECKING:

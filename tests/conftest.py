@@ -1,9 +1,12 @@
 """What several test files start from."""
 import pytest
+from hypothesis import settings
 
 from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
 from minidiff.io.weights import load_state
 from tests import tiny
+
+settings.register_profile("long", max_examples=2000)  # --hypothesis-profile long
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_a_dark_16_bit_netpbm_file_is_dark(tmp_path):
     for name, data in (("a.pgm", b"P5 1 1 65535\n\0\xff"), ("b.pgm", b"P2 1 1 65535\n255 "),
                        ("c.pfm", b"Pf 1 1 -1.0\n" + struct.pack("<f", 1 / 255))):
         (tmp_path / name).write_bytes(data)
-        assert open_image(tmp_path / name).getpixel((0, 0)) == (1, 1, 1)
+        assert plain(Image.open(tmp_path / name)).getpixel((0, 0)) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "F", "P", "1"])

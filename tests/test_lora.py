@@ -127,7 +127,7 @@ def test_metadata_of_every_form_is_read(pipe, metadata, factor, tmp_path):
     ('{"unet.lora_alpha": "4"}', "settings for unet are garbled: lora_alpha is '4'"),
     ('{"unet.alpha_pattern": ["conv_out"]}', r"alpha_pattern \['conv_out'\]"),
     ('{"unet.alpha_pattern": {"conv_out": "8"}}', "alpha_pattern {'conv_out': '8'}"),
-    ('{"unet.alpha_pattern": {"(": 8}}', r"alpha_pattern {'\(': 8}"),
+    ('{"unet.alpha_pattern": {"(": 8}}', r"alpha_pattern '\('; supported are names of layers"),
     ('{"unet.use_rslora": "yes"}', "use_rslora 'yes'"), ('{"unet.lora_alpha": true}', "lora_alpha is True"),
     ('{"unet.use_dora": true}', "settings for unet say use_dora; supported are plain LoRAs"),
     ('{"unet.peft_type": "ADALORA"}', "settings for unet say ADALORA; supported are plain LoRAs")])

@@ -8,7 +8,9 @@ import torch
 from minidiff.io import checkpoint, weights
 from minidiff.io.checkpoint import PARTS
 from minidiff.io.info import describe
-from minidiff.io.weights import load_state, read_json, save_state, write_atomic
+from minidiff.io.plain_text import read_json
+from minidiff.io.weights import load_state, save_state
+from minidiff.io.write import write_atomic
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE

@@ -6,8 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from minidiff.io import weights
-from minidiff.io.weights import load_state, load_strict, read_json, save_state, write_atomic
+from minidiff.io.weights import load_state, load_strict, save_state
 from minidiff.nets.vae import VAE, VAEConfig
 from tests import tiny
 
@@ -105,27 +104,6 @@ def test_saving_unties_and_makes_contiguous(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):
-    write_atomic(tmp_path / "x", b"old")
-    monkeypatch.setattr(weights.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(tmp_path / "x", b"new")
-    assert (tmp_path / "x").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_read_json_says_what_is_wrong(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no config.json in"):
-        read_json(tmp_path / "config.json")
-    for text, message in (("", "is empty"), ("{", "is not valid JSON"), ("[1]", "should hold a JSON object"),
-                          ("<html>", "web page"), ("version https://git-lfs x", "git-LFS")):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is not valid JSON"):
-        read_json(tmp_path / "config.json")
-
-
 def test_a_net_comes_back_as_it_was_saved(tmp_path):
     torch.manual_seed(0)
     net = VAE(VAEConfig(block_out_channels=(8, 8), norm_num_groups=4))
@@ -169,11 +147,6 @@ def test_a_missing_variant_is_only_advised_where_it_exists(tmp_path):
         load_state(tmp_path / "plain", variant="fp16")
     with pytest.raises(FileNotFoundError, match="there is no folder|there is no weight file"):
         load_state(tmp_path / "nowhere")
-
-
-def test_configs_with_a_byte_order_mark_are_read(tmp_path):
-    (tmp_path / "config.json").write_text('{"a": 1}', encoding="utf-8-sig")
-    assert read_json(tmp_path / "config.json") == {"a": 1}
 
 
 def test_numbers_of_eight_bits_are_looked_at(tmp_path):

@@ -1,7 +1,6 @@
 """Files of your own: folders of captioned pictures."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minidiff.io.images import fit, open_image
+from minidiff.io.plain_text import parse
 
 
 def stream_folder(folder: str | Path, size: int) -> Iterator[tuple[Tensor, str]]:
@@ -60,7 +60,7 @@ def metadata(folder: Path, size: int) -> list[tuple[Path, str]]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse(line)
         except ValueError as error:
             raise ValueError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file_name", "text")):

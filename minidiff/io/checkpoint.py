@@ -5,7 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minidiff.io.weights import State, read_json
+from minidiff.io.plain_text import read_json
+from minidiff.io.weights import State
 
 PARTS = {  # what the names of a network's weights begin with
     "unet": ("model.diffusion_model.",), "vae": ("first_stage_model.", "vae."), "controlnet": ("control_model.",),
@@ -251,6 +252,7 @@ def _folder(folder: Path) -> dict[str, dict]:
 
 # The types of the values of a scheduler_config.json
 WHOLE = {"num_train_timesteps": 1, "steps_offset": 0, "original_inference_steps": 1, "solver_order": 1}  # the least
+MOST = 100_000  # times of training: a table of them is made
 REAL = ("beta_start", "beta_end", "clip_sample_range", "timestep_scaling")
 TEXTS = ("_class_name", "prediction_type", "beta_schedule", "timestep_spacing", "final_sigmas_type",
          "interpolation_type", "algorithm_type", "solver_type", "timestep_type", "variance_type")
@@ -268,13 +270,14 @@ def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
     {'num_train_timesteps': 1000}
     >>> scheduler_config({"steps_offset": "1"})
     Traceback (most recent call last):
-    ValueError: the scheduler's config has steps_offset = '1'; it should be a whole number from 0 on
+    ValueError: the scheduler's config has steps_offset = '1'; it should be a whole number from 0 to 100,000
     """
     typed = {key: value for key, value in config.items() if value is not None or key not in (*WHOLE, *REAL, *TEXTS)}
     for key, value in typed.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if key in WHOLE:
-            fits, what = number and WHOLE[key] <= value == value // 1, f"a whole number from {WHOLE[key]} on"
+            fits = number and WHOLE[key] <= value <= MOST and value == value // 1
+            what = f"a whole number from {WHOLE[key]} to {MOST:,}"
             typed[key] = int(value) if fits else value
         elif key in REAL:
             fits, what = number and value > 0, "a number above 0"
@@ -285,9 +288,9 @@ def scheduler_config(config: dict[str, Any]) -> dict[str, Any]:
         elif key in FLAGS:
             fits, what = value is None or value in (0, 1), "true or false"
         elif key == "trained_betas":
-            fits = value is None or isinstance(value, list | tuple) and len(value) > 1 and all(
+            fits = value is None or isinstance(value, list | tuple) and 1 < len(value) <= MOST and all(
                 isinstance(beta, int | float) and 0 < beta <= 1 for beta in value)
-            what = "a list of numbers between 0 and 1"
+            what = f"a list of numbers between 0 and 1, at most {MOST:,}"
         else:
             continue
         if not fits:

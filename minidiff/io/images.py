@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minidiff.io.weights import write_atomic
+from minidiff.io.write import write_atomic
 
 if TYPE_CHECKING:
     from PIL import Image
 
 WHITES = {"F": (1.0, 255.0, 65535.0), "I": (255, 65535)}  # what may be white in modes that do not say it
 KEYS = {"L;2": 255 / 3, "L;4": 255 / 15, "RGB;16B": 1 / 256}  # PNGs whose transparent colour Pillow does not scale
+READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow starts other programs for some others, such as EPS
+SIDE = 2**16 - 1  # pixels, JPEG's limit: Pillow needs memory for every row
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
@@ -196,14 +198,15 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a picture, is damaged, is too large (over 89 megapixels), or `plain` refuses it.
+        ValueError: it is no picture in one of the formats READ, is damaged, is too large (over 89 megapixels, or over
+            65,535 along a side), or `plain` refuses it.
 
     >>> import tempfile; from PIL import Image
     >>> folder = tempfile.TemporaryDirectory(); Image.new("LA", (4, 3)).save(f"{folder.name}/clear.png")
     >>> open_image(f"{folder.name}/clear.png").getpixel((0, 0))       # black, but transparent: white paper shows
     (255, 255, 255)
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
     if not path.is_file():
@@ -212,10 +215,14 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")          # of Pillow, about what is odd but readable
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=READ) as image:  # the header alone
+                if max(image.size) > SIDE:
+                    raise ValueError(f"it is {image.width}×{image.height} pixels; a side has at most {SIDE:,}")
                 return plain(image, background)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is too large a picture: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} cannot be read as a picture: it is no file of {', '.join(READ)}") from error
     except Exception as error:  # every decoder has its own
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 

@@ -22,8 +22,9 @@ from minidiff.io.checkpoint import (
     scheduler_config,
 )
 from minidiff.io.hub import find
+from minidiff.io.plain_text import read_json
 from minidiff.io.weight_file import read_notes, read_object
-from minidiff.io.weights import State, load_state, read_json
+from minidiff.io.weights import State, load_state
 
 SMALL = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin", "adapter_model.safetensors",
          "learned_embeds.safetensors", "learned_embeds.bin")  # a LoRA or a textual inversion in a folder of its own

@@ -4,7 +4,6 @@
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 
 from minidiff.io import rename
 from minidiff.io.checkpoint import CONTENTS, kind
+from minidiff.io.plain_text import parse, read_json
 from minidiff.io.weight_file import read_notes
-from minidiff.io.weights import first_ten, load_state, nonfinite, read_json, save_state
+from minidiff.io.weights import first_ten, load_state, nonfinite, save_state
 
 # the end of a key; before it stands the name of the layer, and in old files `_lora`
 PAIR = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.(lora_down|lora_A|down|lora_up|lora_B|up)"
@@ -216,7 +216,7 @@ def _settings(path: Path) -> dict[str, Any]:
         return {f"{part}.{key}": value for part in KOHYA for key, value in read_json(config).items()}
     text = read_notes(path).get("lora_adapter_metadata", "{}") if path.suffix == ".safetensors" else "{}"
     try:
-        noted = json.loads(text)
+        noted = parse(text)
     except ValueError as error:
         raise ValueError(f"{path} has garbled lora_adapter_metadata: {error}") from error
     if not isinstance(noted, dict | None):
@@ -236,9 +236,11 @@ def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, 
             for alpha in (whole, *(patterns or {}).values()))):
         raise ValueError(f"the LoRA's settings for {part} are garbled: lora_alpha is {whole!r}, alpha_pattern "
                          f"{patterns!r}, use_rslora {root!r}")
-    try:
-        matching = [alpha for pattern, alpha in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({pattern})", path)]
-    except re.error as error:
-        raise ValueError(f"the LoRA's settings for {part} are garbled: alpha_pattern {patterns!r}") from error
+    spelled = {pattern: pattern.removesuffix("$").replace(r"\.", ".") for pattern in patterns or {}}
+    if odd := [pattern for pattern, layer in spelled.items() if not re.fullmatch(r"\^?[\w.-]+", layer)]:
+        raise ValueError(f"the LoRA's settings for {part} have an alpha_pattern {odd[0]!r}; supported are names of "
+                         "layers, or their ends: regular expressions of a file are not run")
+    matching = [patterns[pattern] for pattern, layer in spelled.items()
+                if path == layer.removeprefix("^") or f".{path}".endswith(f".{layer}")]
     alpha = next((a for a in (alphas.get(name), *matching[:1], whole) if a is not None), rank)
     return alpha / (rank ** 0.5 if root else rank)

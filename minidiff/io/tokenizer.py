@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minidiff.io.plain_text import read_json
 from minidiff.io.tokens import BOS, EOS, LENGTH, OPEN, add_tokens, stated_tokens
-from minidiff.io.weights import read_json, write_atomic
+from minidiff.io.write import write_atomic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minidiff.io.weights import read_json
+from minidiff.io.plain_text import read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -23,6 +23,9 @@ TRAINER = {"epoch", "global_step", "pytorch-lightning_version", "callbacks", "op
            "loops", "hyper_parameters", "hparams_name", "native_amp_scaling_state"}  # what Lightning saves besides
 
 
+DEEPEST = 5  # dictionaries in each other around the tensors
+
+
 class Stub:
     """Stands for an object of a class that is not loaded: it takes whatever a pickle does to it, and does nothing."""
 
@@ -108,14 +111,19 @@ def load_old(path: str | Path) -> Any:
     """
     storages: dict[str, tuple[torch.UntypedStorage, torch.dtype]] = {}
     size = Path(path).stat().st_size
+    left = size                                                          # bytes that storages may have
 
     def storage(saved: tuple) -> Any:
         if saved[0] == "module":                                             # a class, with its source text
             return saved[1]
         _, dtype, key, _, n, view = saved
-        if view is not None or n * dtype.itemsize > size:
-            raise pickle.UnpicklingError(f"storage {key} is a view or longer than the file")
-        return storages.setdefault(key, (torch.UntypedStorage(n * dtype.itemsize), dtype))
+        nonlocal left
+        if key not in storages:
+            left -= n * dtype.itemsize
+            if view is not None or n < 0 or left < 0:
+                raise pickle.UnpicklingError(f"storage {key} is a view or longer than the file")
+            storages[key] = torch.UntypedStorage(n * dtype.itemsize), dtype
+        return storages[key]
 
     with open(path, "rb") as file:
         if _Unpickler(file).load() != torch.serialization.MAGIC_NUMBER:
@@ -142,7 +150,9 @@ def inner(content: Any, path: Path) -> Any:
     >>> inner({"model": {"a": torch.ones(1)}, "epoch": 3}, Path("x.ckpt"))
     {'a': tensor([1.])}
     """
-    while isinstance(content, dict) and not any(isinstance(v, Tensor) for v in content.values()):
+    for _ in range(DEEPEST):                                             # a dictionary may hold itself
+        if not isinstance(content, dict) or any(isinstance(v, Tensor) for v in content.values()):
+            break
         inside = {k: v for k, v in content.items()
                   if isinstance(k, str) and k not in TRAINER and isinstance(v, dict) and _holds(v)}
         if len(inside) > 1 and "state_dict" not in inside:
@@ -154,7 +164,7 @@ def inner(content: Any, path: Path) -> Any:
     return content
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # that in C makes room for as many notes as a pickle says it has
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
@@ -173,7 +183,7 @@ def _tensor(stored: tuple, start: int, shape: tuple, strides: tuple, *_: Any) ->
     return torch.empty(0, dtype=dtype).set_(data, start, shape, strides)   # beyond the storage's end is an error
 
 
-def _holds(content: dict, depth: int = 4) -> bool:
+def _holds(content: dict, depth: int = DEEPEST - 1) -> bool:
     """Whether tensors are in a dictionary by their names, or deeper."""
     return any(isinstance(k, str) and (isinstance(v, Tensor) or depth and isinstance(v, dict) and _holds(v, depth - 1))
                for k, v in content.items() if k not in TRAINER)

@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minidiff.io.plain_text import ZIP, diagnosis
 from minidiff.io.unpickle import PARAMETERS, load_old, load_tensors
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
           "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # in safetensors headers
-ZIP = b"PK\x03\x04"
+TENSORS = 100_000  # at most in one file; Stable Diffusion XL has 2,515
 
 
 def read_object(path: str | Path, headers: bool = False) -> Any:
@@ -84,7 +86,7 @@ def _headers(path: Path) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        parts = {name: file.get_slice(name) for name in file.keys()}
+        parts = {name: file.get_slice(name) for name in _names(file)}
         # what is of a dtype that torch lacks counts as bytes: no parameters
         return {name: torch.empty(part.get_shape(), dtype=DTYPES.get(part.get_dtype(), torch.uint8), device="meta")
                 for name, part in parts.items()}
@@ -95,9 +97,13 @@ def _content(path: Path) -> Any:
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in _names(file)}
     with open(path, "rb") as file:
         is_zip = file.read(4) == ZIP                                     # before torch 1.6: a bare pickle, no mmap
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            if packed := [each.filename for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED]:
+                raise ValueError(f"its {packed[0]} is compressed, which torch.save never does")
     try:
         with torch.serialization.safe_globals(PARAMETERS), warnings.catch_warnings():
             warnings.simplefilter("ignore")                              # of formats that fail then, or are old
@@ -106,23 +112,9 @@ def _content(path: Path) -> Any:
         return (load_tensors if is_zip else load_old)(path)
 
 
-def diagnosis(path: Path) -> str | None:
-    """What a file that cannot be read is instead, if that can be told from its first bytes."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if size == 0:
-        return f"{path} is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return f"{path} is a git-LFS pointer, not the file itself: run `git lfs pull` where it came from"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"{path} is a web page, not weights: the download was redirected"
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF")):
-        return f"{path} is a picture, not weights"
-    if path.suffix == ".safetensors" and head.startswith(ZIP):
-        return f"{path} is a file of torch.save under another name: let it end in .ckpt, and it is read as one"
-    if path.suffix != ".safetensors" and head[8:10] == b'{"':
-        return f"{path} is a safetensors file under another name: let it end in .safetensors, and it is read as one"
-    if path.suffix == ".safetensors" and (size < 8 or 8 + int.from_bytes(head[:8], "little") > size):
-        return f"{path} is truncated or no safetensors file: its {size} bytes end within the header"
-    return None
+def _names(file: Any) -> list[str]:
+    """Of the tensors in an open safetensors file."""
+    names = file.keys()
+    if len(names) > TENSORS:
+        raise ValueError(f"it has {len(names):,} tensors; at most {TENSORS:,} are read")
+    return names

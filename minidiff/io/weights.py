@@ -5,20 +5,18 @@ or an index `<stem>.safetensors.index[.variant].json` that names the shards. Not
 outside the given folder is opened, and whatever is wrong with a file is said in one sentence.
 """
 
-import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from minidiff.io.plain_text import read_json
 from minidiff.io.unpickle import TRAINER, Stub, inner
-from minidiff.io.weight_file import diagnosis, read_object
+from minidiff.io.weight_file import read_object
+from minidiff.io.write import replace
 
 State = dict[str, Tensor]
 CHECKED = 2**28  # bytes up to which loading looks for NaN: a tenth of a second
@@ -34,37 +32,6 @@ def weights_dir() -> Path:
     package = Path(__file__).resolve().parent.parent
     wheel = package / "_weights"
     return wheel if wheel.is_dir() else package.parent / "data"
-
-
-def read_json(path: str | Path) -> dict:
-    """Read a JSON object, such as a `config.json`.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The object as a dict.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a JSON object.
-
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name) / "config.json"
-    >>> _ = path.write_text('{"ch": 32}')
-    >>> read_json(path)
-    {'ch': 32}
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path.name} in {path.parent}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(diagnosis(path) or f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} should hold a JSON object, it holds a {type(value).__name__}")
-    return value
 
 
 def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", variant: str | None = None, *,
@@ -87,6 +54,7 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
         ValueError: the file is empty, truncated, garbled, a git-LFS pointer, a web page, or a shard index that
             points out of its folder.
 
+    >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     >>> save_state({"a": torch.ones(2)}, Path(folder.name) / "model.safetensors")
     >>> load_state(folder.name, "model")
@@ -115,6 +83,7 @@ def load_state(source: str | Path, stem: str = "diffusion_pytorch_model", varian
 def variant_of(folder: Path, variant: str | None) -> str | None:
     """The variant to read of a part of a model, as in diffusers: None where only other parts come in that variant.
 
+    >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> save_state({"a": torch.ones(2)}, folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     >>> save_state({"a": torch.ones(2)}, folder / "vae" / "diffusion_pytorch_model.safetensors")
@@ -167,12 +136,13 @@ def load_strict(module: nn.Module, state: State, source: str | Path = "the weigh
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor is all of its numbers: not sparse or nested, and not on the meta device.
+    """Whether a tensor is all of its numbers: not sparse or nested, not on the meta device, none of them repeated.
 
-    >>> is_dense(torch.eye(2)), is_dense(torch.eye(2).to_sparse()), is_dense(torch.ones(2, device="meta"))
+    >>> is_dense(torch.eye(2)), is_dense(torch.eye(2).to_sparse()), is_dense(torch.ones(1).expand(10**9))
     (True, False, False)
     """
-    return tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta)
+    return (tensor.layout is torch.strided and not (tensor.is_nested or tensor.is_meta or tensor.is_quantized)
+            and tensor.nbytes <= tensor.untyped_storage().nbytes())
 
 
 def nonfinite(state: State) -> str:
@@ -192,6 +162,7 @@ def save_state(state: State, path: str | Path, notes: dict[str, str] | None = No
         path: the `.safetensors` file; its folder is made if need be, an existing file is replaced.
         notes: for the file's `__metadata__`.
 
+    >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     >>> save_state({"a": torch.zeros(2, 3).T}, Path(folder.name) / "new" / "a.safetensors")
     >>> load_state(Path(folder.name) / "new" / "a.safetensors")["a"].shape
@@ -206,50 +177,7 @@ def save_state(state: State, path: str | Path, notes: dict[str, str] | None = No
         plain[name] = tensor.clone() if storage in seen else tensor      # safetensors refuses shared storage
         seen.add(storage)
     # transformers insists on the format
-    _replace(path, lambda file: save_file(plain, file.name, metadata={"format": "pt", **(notes or {})}))
-
-
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a file all or nothing: to a temporary file in the same folder, flushed to disk, then renamed.
-
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> write_atomic(Path(folder.name) / "note.txt", "hello")
-    >>> (Path(folder.name) / "note.txt").read_text()
-    'hello'
-    """
-    _replace(path, lambda file: file.write(data.encode() if isinstance(data, str) else data))
-
-
-def append(path: str | Path, line: str) -> None:
-    """Add a line to a text file; OSError that names it if it cannot be written."""
-    try:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    from safetensors import SafetensorError
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        except BaseException as error:
-            with suppress(OSError):                                      # what is buffered has no room either
-                file.close()
-            os.unlink(file.name)
-            if isinstance(error, OSError):
-                raise OSError(error.errno, error.strerror, str(path)) from error
-            if isinstance(error, SafetensorError):
-                raise OSError(f"{path} cannot be written: {error}") from error
-            raise
-    os.chmod(file.name, 0o644)                                           # temporary files are made private
-    os.replace(file.name, path)
+    replace(path, lambda file: save_file(plain, file.name, metadata={"format": "pt", **(notes or {})}))
 
 
 def _read(path: Path, headers: bool = False) -> State:
@@ -266,8 +194,8 @@ def _read(path: Path, headers: bool = False) -> State:
     if odd := [repr(k) for k in content if not isinstance(k, str)]:
         raise ValueError(f"{path} should hold tensors by their names; {first_ten(odd)} is no name")
     if odd := [k for k, v in content.items() if not (is_dense(v) or headers and v.is_meta)]:
-        raise ValueError(f"{path} should hold plain tensors; sparse, nested or without their numbers: "
-                         f"{first_ten(odd)}")
+        raise ValueError(f"{path} should hold plain tensors; sparse, nested, quantised, repeated or without their "
+                         f"numbers: {first_ten(odd)}")
     while prefix := next((p for p in WRAPPERS if content and all(k.startswith(p) for k in content)), None):
         content = {k.removeprefix(prefix): v for k, v in content.items()}
     return content

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 
 from minidiff.data import scenes
 from minidiff.io.images import save_image, to_pil, to_tensor, to_unit
-from minidiff.io.weights import weights_dir, write_atomic
+from minidiff.io.weights import weights_dir
+from minidiff.io.write import write_atomic
 from minidiff.measure import metrics
 from minidiff.nets.patches import Patches
 from minidiff.nets.reader import Reader

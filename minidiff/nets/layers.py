@@ -5,8 +5,11 @@ Maps are (B, C, H, W), tokens (B, N, C), the embedding of time and other vectors
 """
 
 import dataclasses
+import itertools
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
@@ -14,13 +17,17 @@ from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from minidiff.io import checkpoint
+from minidiff.io.plain_text import read_json
 from minidiff.io.weight_file import read_notes
-from minidiff.io.weights import State, load_state, load_strict, read_json, save_state, write_atomic
+from minidiff.io.weights import State, load_state, load_strict, save_state
+from minidiff.io.write import write_atomic
 
 REFUSED = object()  # in place of a value that a field does not take
+LARGEST = 2**20  # of the whole numbers in a config: widths, counts, sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +144,11 @@ class Net(nn.Module):
         """
         if not (dtype is None or isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"dtype is {dtype!r}; it must be a torch.dtype of real numbers, such as torch.float16")
-        with torch.device("meta"), Blank():
-            net = cls.build(cls.Config.from_dict(values))
+        try:
+            with torch.device("meta"), Blank(), _no_more_than(2 * len(state) + 1000):
+                net = cls.build(cls.Config.from_dict(values))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
         load_strict(net, net.renamed(state), source)
         return net.to(device=device, dtype=dtype or torch.float32).eval()
 
@@ -156,6 +166,22 @@ class Net(nn.Module):
     def renamed(self, state: State) -> State:
         """The state with this network's names, where published files use others."""
         return state
+
+
+@contextmanager
+def _no_more_than(n: int) -> Iterator[None]:
+    """ValueError as soon as a network gets more parameters: its config asks for far more than its file can hold."""
+    made = itertools.count(1)
+
+    def count(*_: object) -> None:
+        if next(made) > n:
+            raise ValueError(f"the config asks for more than {n:,} tensors, far more than the weight file holds")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Blank(TorchFunctionMode):
@@ -294,13 +320,15 @@ def _typed(value: Any, hint: Any) -> Any:
     if isinstance(hint, UnionType):
         return next((typed for part in get_args(hint) if (typed := _typed(value, part)) is not REFUSED), REFUSED)
     if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        return hint(value) if math.isfinite(value) and (hint is float or 0 <= value == value // 1) else REFUSED
+        fits = math.isfinite(value) and (hint is float or 0 <= value <= LARGEST and value == value // 1)
+        return hint(value) if fits else REFUSED
     return value if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)) else REFUSED
 
 
 def _said(hint: Any) -> str:
     """A field's type for a reader of JSON."""
-    names = {int: "a whole number from 0 on", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    names = {int: f"a whole number from 0 to {LARGEST:,}", float: "a number", bool: "true or false", str: "a text",
+             NoneType: "null"}
     if isinstance(hint, UnionType):
         return " or ".join(map(_said, get_args(hint)))
     if get_origin(hint) is tuple:

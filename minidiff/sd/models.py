@@ -15,9 +15,11 @@ from minidiff.device import find_device, vae_dtype
 from minidiff.io import checkpoint, rename
 from minidiff.io.hub import find
 from minidiff.io.lora import Loras
+from minidiff.io.plain_text import read_json
 from minidiff.io.tokenizer import load_tokenizers, save_tokenizer
 from minidiff.io.weight_file import read_notes
-from minidiff.io.weights import load_state, read_json, save_state, variant_of, write_atomic
+from minidiff.io.weights import load_state, save_state, variant_of
+from minidiff.io.write import write_atomic
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE

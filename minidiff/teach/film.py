@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minidiff.io.images import plain
-from minidiff.io.weights import write_atomic
+from minidiff.io.write import write_atomic
 from minidiff.teach.show import png, publish
 
 if TYPE_CHECKING:

@@ -4,11 +4,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from minidiff.io.write import write_atomic
 
 FIRST = "00_start_here.ipynb"
 OFFLINE = ("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
@@ -33,8 +35,8 @@ def copy_notebooks(folder: str | Path) -> tuple[list[Path], list[Path]]:
         The files copied, and those that were there already.
 
     Raises:
-        ValueError: the folder is the one they come from.
-        FileNotFoundError: this installation has no notebooks. OSError: the folder cannot be written.
+        ValueError: the folder is the one they come from, or in it.
+        FileNotFoundError: this installation has no notebooks. OSError: a copy cannot be written; it is named.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -46,15 +48,14 @@ def copy_notebooks(folder: str | Path) -> tuple[list[Path], list[Path]]:
     files = sorted([*source.glob("*.ipynb"), *source.glob("solutions/*.ipynb")])
     if not files:
         raise FileNotFoundError(f"there are no notebooks in {source}; install minidiff again, or get a whole checkout")
-    if folder.resolve() == source:
+    if source.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ValueError(f"{folder} is where the notebooks come from; name another folder for your own copies")
     copied, kept = [], []
     for file in files:
         target = folder / file.relative_to(source)
-        (kept if target.exists() else copied).append(target)
+        (kept if os.path.lexists(target) else copied).append(target)     # also a link that leads nowhere
     for target in copied:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / target.relative_to(folder), target)
+        write_atomic(target, (source / target.relative_to(folder)).read_bytes())
     return copied, kept
 
 
@@ -65,7 +66,7 @@ def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True) -> i
         folder: gets the copies; what is there stays as it is. browser: whether to open one.
 
     Returns:
-        JupyterLab's exit code.
+        JupyterLab's exit code; 143 after SIGTERM, which ends it too.
 
     Raises:
         ValueError: JupyterLab is not installed, or see `copy_notebooks`.
@@ -78,11 +79,17 @@ def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True) -> i
         print("kept as they were:", *(path.name for path in kept), flush=True)
     with tempfile.TemporaryDirectory() as config:
         process = subprocess.Popen(command(folder, browser), env=environment(config))
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # JupyterLab gets it too, and asks whether to stop
-                continue
+        ended = []
+        before = signal.signal(signal.SIGTERM, lambda *_: (ended.append(1), process.terminate()))
+        try:
+            while True:
+                try:
+                    code = process.wait()
+                    return 128 + signal.SIGTERM if ended else code
+                except KeyboardInterrupt:  # JupyterLab gets it too, and asks whether to stop
+                    continue
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def command(folder: str | Path, browser: bool = True) -> list[str]:

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from minidiff.io.weights import load_state, save_state, write_atomic
+from minidiff.io.plain_text import read_json
+from minidiff.io.weights import load_state, save_state
+from minidiff.io.write import write_atomic
 from minidiff.train.ema import EMA
 
 KINDS = {"step": int, "updates": int, "seconds": int | float, "made": dict, "sha256": dict}  # in a manifest
@@ -161,10 +163,10 @@ def _manifests(work: Path) -> Iterator[tuple[Path, dict]]:
     folders = _folders(work)
     for folder in folders:
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = read_json(folder / "manifest.json")
             if all(isinstance(manifest[key], kind) for key, kind in KINDS.items()):
                 yield folder, manifest
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, KeyError):
             continue
     raise ValueError(f"nothing to resume: no whole checkpoint in {work}; "
                      + ("they are damaged: give another --out" if folders else "start without --resume"))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from minidiff.device import default_device, find_device
 from minidiff.io.images import save_image
-from minidiff.io.weights import append, write_atomic
+from minidiff.io.plain_text import parse
+from minidiff.io.write import append, write_atomic
 from minidiff.sd.settings import SEEDS
 from minidiff.train.ema import EMA
 from minidiff.train.resume import check, resume, save_checkpoint
@@ -282,6 +283,6 @@ def stopping() -> Iterator[list[int]]:
 def _logged(line: str) -> float:
     """The step of a line of a log; of a line that was never finished, infinity."""
     try:
-        return float(json.loads(line)["step"])
+        return float(parse(line)["step"])
     except (ValueError, TypeError, KeyError):
         return math.inf

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minidiff.data import scenes
-from minidiff.io.weights import read_json
+from minidiff.io.plain_text import read_json
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
