@@ -201,6 +201,34 @@ def test_what_exists_is_kept_unless_overwrite(draw, tmp_path):
     assert Image.open(tmp_path / "film.gif").n_frames == 3
 
 
+def test_a_name_that_another_took_meanwhile_is_not_taken_from_it(draw, tmp_path, monkeypatch):
+    from minidiff.io import images
+
+    encode = images.to_pil
+
+    def meanwhile(pixels):
+        (tmp_path / "minidiff-0001.png").write_text("of another process")
+        return encode(pixels)
+
+    monkeypatch.setattr(images, "to_pil", meanwhile)
+    assert draw("a red house", "--num-images", 2)[1].split()[::2] == ["minidiff-0002.png", "minidiff-0003.png"]
+    assert (tmp_path / "minidiff-0001.png").read_text() == "of another process"
+    monkeypatch.setattr(images, "save_image", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left", "x.png")))
+    before = files(tmp_path)
+    refused(draw("a red house"), "x.png: No space left")
+    assert files(tmp_path) == before
+
+
+def test_json_is_written_over_nothing_that_is_there(run, model, tmp_path):
+    (tmp_path / "mine.json").write_text("{}")
+    for words in (("bench", model, "--steps", 1, "--pairs", 1), ("evaluate", model, "-n", 1, "--steps", 1)):
+        refused(run(*words, "--json", "mine.json"), "mine.json exists; --overwrite replaces it")
+    refused(run("evaluate", model, "--json", "a.png", "--out", "a.png"), "the same name: a.png, a.png")
+    film = "--film", f"../{tmp_path.name}/a.png"
+    refused(run("generate", "a house", "--model", model, *film, "--out", "a.png"), "have the same name")
+    assert (tmp_path / "mine.json").read_text() == "{}" and files(tmp_path) == ["mine.json"]
+
+
 def test_a_path_that_cannot_be_written_is_named_before_drawing(draw, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.png").mkdir()

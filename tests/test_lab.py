@@ -1,6 +1,8 @@
 """`lab`: a reader's copies are made once and never overwritten, and JupyterLab starts without asking the network."""
 import importlib.util
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from minidiff import cli
+from minidiff.io import write
 from minidiff.teach import lab
 
 FILES = ("00_start_here.ipynb", "01_forward_noising.ipynb", "solutions/01.ipynb")
@@ -71,9 +74,47 @@ def test_the_command_copies_then_opens_the_first_notebook(tmp_path, monkeypatch,
     assert done.stdout.strip() == sys.modules["minidiff"].__file__
 
 
+def test_a_link_that_leads_nowhere_is_not_written_through(tmp_path):
+    mine = tmp_path / "work" / "mine"
+    mine.mkdir()
+    (mine / FILES[0]).symlink_to(tmp_path / "elsewhere.ipynb")
+    copied, kept = lab.copy_notebooks("mine")
+    assert kept == [lab.Path("mine") / FILES[0]] and not (tmp_path / "elsewhere.ipynb").exists()
+
+
+def test_a_copy_that_does_not_fit_on_the_disk_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+    real = write.os.fsync
+    monkeypatch.setattr(write.os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert cli.main(["lab", "mine"]) == 2
+    assert capsys.readouterr().err == f"minidiff: mine{os.sep}{FILES[0]}: No space left on device\n"
+    assert [*(tmp_path / "work" / "mine").iterdir()] == []
+    monkeypatch.setattr(write.os, "fsync", real)
+    assert len(lab.copy_notebooks("mine")[0]) == 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM ends a process there, and nothing hears it")
+def test_the_server_ends_with_the_command(tmp_path):
+    script = (f"import sys; from minidiff.teach import lab; lab.notebooks_dir = lambda: lab.Path({str(tmp_path)!r}, "
+              "'shipped'); lab.command = lambda *_: [sys.executable, '-c', 'import time; print(7, flush=True); "
+              "time.sleep(99)']; sys.exit(lab.lab('mine'))")
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline() != "7\n":
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read() == "" and process.wait() == 143         # its own end and that of the server
+
+
+def test_what_jupyterlab_says_is_the_exit_code(monkeypatch):
+    monkeypatch.setattr(lab, "command", lambda *_: [sys.executable, "-c", "import sys; sys.exit(5)"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["lab", "mine"])
+    assert stop.value.code == 5
+
+
 def test_bad_input_is_one_sentence(shipped, monkeypatch, capsys):
     assert cli.main(["lab", str(shipped)]) == 2
     assert "is where the notebooks come from" in capsys.readouterr().err
+    assert cli.main(["lab", str(shipped / "solutions")]) == 2
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cli.main(["lab", "mine"]) == 2
     assert "JupyterLab is not installed; pip install" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -47,6 +48,34 @@ def declared() -> list[Requirement]:
     """What pyproject.toml asks for, extras included."""
     texts = [*project()["dependencies"], *chain(*project()["optional-dependencies"].values())]
     return [Requirement(text) for text in texts]
+
+
+def locked() -> dict[str, list[str]]:
+    """{distribution: its line and its hashes} of requirements.lock."""
+    entries = re.split(r"\n(?=[a-z])", re.sub(r"^#.*\n", "", read("requirements.lock"), flags=re.MULTILINE))
+    return {canonicalize_name(re.match(r"[\w.-]+", entry)[0]): [line.strip(" \\") for line in entry.splitlines()]
+            for entry in entries}
+
+
+def needed(names: list[str]) -> set[str]:
+    """These distributions and all that they need here."""
+    found: set[str] = set()
+    while names:
+        name = canonicalize_name(names.pop())
+        if name not in found:
+            found.add(name)
+            wants = map(Requirement, importlib.metadata.requires(name) or [])
+            names += [want.name for want in wants if want.marker is None or want.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_the_lock_has_the_exact_set_and_all_that_it_needs_with_hashes():
+    lock = locked()
+    for name, version in pinned().items():
+        assert lock[name][0].split(" ")[0] == f"{name}=={version}"
+    assert needed(list(pinned())) <= lock.keys()
+    for name, (line, *hashes) in lock.items():
+        assert hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes), (name, line)
 
 
 @pytest.fixture(scope="module")

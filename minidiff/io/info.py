@@ -70,14 +70,14 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def count(state: State) -> dict[str, Any]:
-    """Number of parameters and their dtype(s).
+    """Number of parameters and their dtype(s): real numbers; where there are none, the dtypes of what there is.
 
     >>> import torch
     >>> count({"weight": torch.zeros(2, 3), "position_ids": torch.arange(4)})
     {'parameters': 6, 'dtype': 'float32'}
     """
     floats = [tensor for tensor in state.values() if tensor.is_floating_point()]
-    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in floats})
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in floats or state.values()})
     return {"parameters": sum(tensor.numel() for tensor in floats), "dtype": ", ".join(dtypes)}
 
 
