@@ -189,11 +189,10 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
     from minidiff.io.images import check_writable
     from minidiff.io.write import write_atomic
     from minidiff.measure.bench import bench as measure
+    from minidiff.values import whole
 
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}; it must be at least 1")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(whole("threads", threads, 1, 4096))
     if json_file is not None:
         check_writable([Path(json_file)], overwrite)
     result = measure(model, **options)

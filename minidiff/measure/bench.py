@@ -12,10 +12,15 @@ from torch import Tensor, nn
 
 from minidiff.device import find_device
 from minidiff.io.checkpoint import FAMILIES
+from minidiff.io.images import check_sides
 from minidiff.measure.anatomy import anatomy
 from minidiff.nets.layers import sinusoid
 from minidiff.nets.unet import UNet, UNetConfig
+from minidiff.nets.vae import VAE
+from minidiff.sd import memory
 from minidiff.sd.pipeline import StableDiffusion
+from minidiff.sd.settings import Settings
+from minidiff.values import whole
 
 PROMPT = "a large red house on the left, snow, night, stars"
 
@@ -41,7 +46,7 @@ def bench(model: str | Path = "mini-sd", *, tokenizer: str | Path | None = None,
         `diffusers_step_seconds` and `ratio` (ours over theirs, and range).
 
     Raises:
-        ValueError: an unknown dtype, or numbers below 1.
+        ValueError: an unknown dtype, numbers out of range, or more than fits into memory.
 
     >>> result = bench("mini-sd", steps=1, pairs=1)
     >>> result["steps_per_second"] > 0, result["share"] > 0
@@ -49,16 +54,22 @@ def bench(model: str | Path = "mini-sd", *, tokenizer: str | Path | None = None,
     """
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}; it should be float32, float16 or bfloat16")
-    if min(batch, steps, pairs) < 1:
-        raise ValueError("batch, steps and pairs are at least 1")
+    batch, pairs = (whole(name, n, 1, 10**6) for name, n in (("batch", batch), ("pairs", pairs)))
+    Settings(steps=steps)
     device, kind = str(find_device(device)), getattr(torch, dtype)
     random = str(model) in FAMILIES
     if random:
-        pipe, unet, factor = None, _random(str(model), device, kind), 8
+        pipe, unet = None, _random(str(model), device, kind)
+        with torch.device("meta"):
+            vae = VAE.build(VAE.Config.from_dict(FAMILIES[str(model)]["vae"]))
     else:
         pipe = StableDiffusion.from_pretrained(model, tokenizer=tokenizer, config=config, device=device, dtype=kind)
-        unet, factor = pipe.unet, pipe.vae.factor
-    size = size or max(unet.config.sides) * factor
+        unet, vae = pipe.unet, pipe.vae
+    factor = vae.factor
+    size = max(unet.config.sides) * factor if size is None else size
+    check_sides((size, size), factor)
+    memory.check(unet, vae, torch.device(device), rows=2 * batch, pictures=batch, sides=(size, size), tile=None,
+                 offloaded=False)
     inputs = _inputs(unet.config, 2 * batch, size // factor, device, kind)
     sides, seconds = [lambda: unet(*inputs[:3], vec=inputs[3])], None
     draw = sides[0] if pipe is None else lambda: pipe(PROMPT, steps=steps, num_images=batch, height=size, width=size,

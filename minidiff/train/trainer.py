@@ -144,6 +144,8 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
 
     Everything random is a function of (seed, step), so net, average, optimizer and step number are the whole state:
     a killed run that resumes ends in the same bits (test_resume_is_bit_identical) for the same number of threads.
+    Several processes average their gradients, which is the gradient of the whole batch where the loss is a mean over
+    it; what a recipe draws for its share is other noise than in one process, and clip compares within a share.
 
     Args:
         name: of the recipe: names the log and the run's folder.
