@@ -1,6 +1,4 @@
 """The way down: its config, in every form that files write it."""
-import re
-
 import pytest
 
 from minidiff.nets.unet import UNetConfig
@@ -32,22 +30,6 @@ def test_a_config_that_we_would_not_honour_is_an_error(change, message):
         UNetConfig.from_dict({**SD1, **change})
 
 
-@pytest.mark.parametrize("key, value, should", [
-    ("sample_size", "8", "a whole number from 0 on or a list of whole numbers or null"),
-    ("sample_size", [8, 6.5], "a whole number from 0 on or a list"),
-    ("sample_size", True, "a whole number"), ("layers_per_block", None, "a whole number from 0 on or a list"),
-    ("layers_per_block", -1, "a whole number from 0 on"), ("norm_num_groups", None, "a whole number"),
-    ("norm_eps", "1e-5", "a number"),
-    ("block_out_channels", 320, "a list of whole numbers"), ("block_out_channels", [320, "640"], "a list"),
-    ("flip_sin_to_cos", "true", "true or false"), ("flip_sin_to_cos", 1, "true or false"),
-    ("down_block_types", "DownBlock2D", "a list of texts"), ("cross_attention_dim", [768], "a whole number"),
-    ("norm_eps", float("nan"), "a number"), ("in_channels", 4.5, "a whole number"), ("mid_block_type", 3, "a text")])
-def test_a_value_of_another_type_is_named(key, value, should):
-    shown = tuple(value) if isinstance(value, list) else value
-    with pytest.raises(ValueError, match=re.escape(f"UNetConfig has {key} = {shown!r}; it should be {should}")):
-        UNetConfig.from_dict({key: value})
-
-
 def test_whole_floats_and_both_forms_of_the_sides_are_accepted():
     config = UNetConfig.from_dict({"sample_size": [8.0, 6], "norm_num_groups": 32.0, "norm_eps": 1,
                                    "layers_per_block": [2, 2, 2, 1], "mid_block_type": None})
@@ -60,9 +42,3 @@ def test_whole_floats_and_both_forms_of_the_sides_are_accepted():
             UNetConfig.from_dict(zero)
     with pytest.raises(ValueError, match="the config is of a UNet2DModel, not of a UNet2DConditionModel"):
         UNetConfig.from_dict({"_class_name": "UNet2DModel"})
-
-
-def test_a_list_that_says_no_at_every_resolution_says_nothing():
-    assert UNetConfig.from_dict({"only_cross_attention": [False] * 4}) == UNetConfig()
-    with pytest.raises(ValueError, match="does not support only_cross_attention"):
-        UNetConfig.from_dict({"only_cross_attention": [False, False, True, True]})

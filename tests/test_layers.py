@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "minidiff"
 LAYERS = (
-    ("schedule", "values", "device", "io", "data", "nets.layers"),
+    ("schedule", "values", "device", "io", "data", "nets.config", "nets.layers"),
     ("prediction", "grid", "nets"),
     ("samplers", "multistep", "guidance", "exact", "likelihood", "text"),
     ("sd", "editing"),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from minidiff.io import rename
 from minidiff.io.weights import State
-from minidiff.nets.layers import Blank, Config, Net
+from minidiff.nets.config import Config
+from minidiff.nets.layers import Blank, Net
 from minidiff.nets.towers import LEGACY, CLIPTextConfig, CLIPVisionConfig, TextTower, VisionTower, init
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from minidiff.io import rename
 from minidiff.io.weights import State
 from minidiff.nets.attention import SpatialTransformer, spread
-from minidiff.nets.layers import Config, Downsample, Embedding, Net, ResBlock, sinusoid
+from minidiff.nets.config import Config
+from minidiff.nets.layers import Downsample, Embedding, Net, ResBlock, sinusoid
 
 CROSS = {"CrossAttnDownBlock2D", "CrossAttnUpBlock2D"}
 PLAIN = {"DownBlock2D", "UpBlock2D"}

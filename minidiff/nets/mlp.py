@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minidiff.nets.layers import Config, Embedding, Net, silu, sinusoid
+from minidiff.nets.config import Config
+from minidiff.nets.layers import Embedding, Net, silu, sinusoid
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch  # noqa: F401  (the examples use it)
 from torch import Tensor, nn
 
-from minidiff.nets.layers import Config, Net, silu
+from minidiff.nets.config import Config
+from minidiff.nets.layers import Net, silu
 
 
 @dataclasses.dataclass(frozen=True)

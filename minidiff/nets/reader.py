@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.data.scenes import ATTRIBUTES
-from minidiff.nets.layers import Config, Net
+from minidiff.nets.config import Config
+from minidiff.nets.layers import Net
 
 SLOTS = len(ATTRIBUTES["place"])  # one question each: what stands here, in which colour, how large?
 SCENE, THING = ("time", "sky", "ground"), ("object", "color", "size")

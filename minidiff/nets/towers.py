@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minidiff.nets.attention import split_heads
-from minidiff.nets.layers import Config
+from minidiff.nets.config import Config
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from minidiff.io import rename
 from minidiff.io.weights import State
 from minidiff.nets.attention import MapAttention
-from minidiff.nets.layers import Config, Downsample, Net, ResBlock, Upsample, silu
+from minidiff.nets.config import Config
+from minidiff.nets.layers import Downsample, Net, ResBlock, Upsample, silu
 
 EPS = 1e-6  # of every GroupNorm in the VAE, CompVis model.py
 FORMAT = torch.channels_last  # 0.80 to 0.96 of the time of the default, forward and backward, 32² to 128² pixels

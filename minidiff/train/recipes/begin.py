@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from minidiff.nets.layers import Config
+from minidiff.nets.config import Config
 from minidiff.nets.vae import VAE
 from minidiff.train.trainer import Run
 
