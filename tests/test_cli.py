@@ -303,6 +303,16 @@ def test_ctrl_c_stops_without_a_trace(draw, tmp_path, monkeypatch):
     assert code == 130 and out == "" and err.count("\n") == 1 and files(tmp_path) == []
 
 
+def test_a_terminated_training_says_so_and_exits_with_143(run, monkeypatch):
+    from minidiff.train import recipes, trainer
+
+    def end(*_, **__):
+        raise trainer.Terminated("vae stopped at step 7; --resume continues it")
+
+    monkeypatch.setattr(recipes, "run", end)
+    assert run("train", "vae") == (143, "", "minidiff: vae stopped at step 7; --resume continues it\n")
+
+
 def test_train_lists_its_recipes(run):
     code, out, _ = run("train", "--list")
     assert code == 0 and {line.split()[0] for line in out.splitlines()} >= {"reader", "clip", "vae", "unet"}

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from minidiff.io import checkpoint, weights
+from minidiff.io import checkpoint
 from minidiff.io.checkpoint import PARTS
 from minidiff.io.info import describe
 from minidiff.io.plain_text import read_json
@@ -72,16 +72,16 @@ def test_the_index_names_the_scheduler_and_what_it_means(model, tmp_path):
     index, path = read_json(folder / "model_index.json"), folder / "model_index.json"
     for change, name in (({"scheduler": ["diffusers", "EulerDiscreteScheduler"]}, "EulerDiscreteScheduler"),
                          ({"force_zeros_for_empty_prompt": True}, "DDIMScheduler")):
-        weights.write_atomic(path, weights.json.dumps({**index, **change}))
+        write_atomic(path, json.dumps({**index, **change}))
         pipe = StableDiffusion.from_pretrained(folder, device="cpu")
         assert pipe.scheduler["_class_name"] == name == describe(folder)["scheduler"] and not pipe.zeros
     for change, message in (({"requires_aesthetics_score": True}, "requires_aesthetics_score = true"),
                             ({"vae": "AutoencoderKL"}, "model_index.json has vae = 'AutoencoderKL'; it should be"),
                             ({"vae": ["diffusers"]}, r"has vae = \['diffusers'\]"), ({"unet": 3}, "has unet = 3")):
-        weights.write_atomic(path, weights.json.dumps({**index, **change}))
+        write_atomic(path, json.dumps({**index, **change}))
         with pytest.raises(ValueError, match=message):
             StableDiffusion.from_pretrained(folder, device="cpu")
-    weights.write_atomic(path, weights.json.dumps({**index, "scheduler": [None, None]}))
+    write_atomic(path, json.dumps({**index, "scheduler": [None, None]}))
     with pytest.raises(ValueError, match="whose model_index.json names no scheduler"):
         StableDiffusion.from_pretrained(model / "model.safetensors", config=folder)
 
@@ -147,7 +147,7 @@ def test_a_folder_that_is_incomplete_or_another_pipeline_is_named(model, tmp_pat
                             ({"vae": [None, None]}, "model_index.json names no vae"),
                             ({"_class_name": "StableDiffusionXLPipeline"}, "names no text_encoder_2, tokenizer_2"),
                             ({"_class_name": 3}, "is a 3; supported are")):
-        weights.write_atomic(tmp_path / "model_index.json", weights.json.dumps({**index, **change}))
+        write_atomic(tmp_path / "model_index.json", json.dumps({**index, **change}))
         with pytest.raises(ValueError, match=message):
             StableDiffusion.from_pretrained(tmp_path)
 

@@ -107,6 +107,14 @@ def test_latents_are_cached_until_the_vae_changes(model, folder):
     assert len(list(model.glob("train/latents-*"))) == 2
 
 
+def test_a_tokenizer_whose_writing_was_cut_short_is_written_anew(folder, tmp_path):
+    recipes.run("clip", out=tmp_path, steps=1, size=64, device="cpu", data=folder)
+    words = (tmp_path / "tokenizer" / "merges.txt").read_bytes()
+    (tmp_path / "tokenizer" / "merges.txt").unlink()
+    recipes.run("clip", out=tmp_path, steps=2, size=64, device="cpu", data=folder, resume=True)
+    assert (tmp_path / "tokenizer" / "merges.txt").read_bytes() == words
+
+
 def test_a_grown_vae_first_draws_what_the_small_one_draws():
     small = VAE.from_pretrained(weights_dir() / "mini-sd" / "vae")
     large, image = grown(small), from_bytes(scenes.render(2, 256, seed=3)[0])

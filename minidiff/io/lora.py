@@ -150,8 +150,11 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
             alphas[name] = float(tensor)
     halves = [name for name, pair in pairs.items() if len(pair) == 1] + sorted(alphas.keys() - pairs.keys())
     settings = _settings(path)
-    lora = {name: Change(**pair, factor=_factor(name, len(pair["down"]), alphas, settings))
-            for name, pair in pairs.items() if len(pair) == 2}
+    try:
+        lora = {name: Change(**pair, factor=_factor(name, len(pair["down"]), alphas, settings))
+                for name, pair in pairs.items() if len(pair) == 2}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     shapes = [f"{name} {list(c.up.shape)}·{list(c.down.shape)} for {list(layers[name].weight.shape)}"
               for name, c in lora.items() if not c.fits(layers[name].weight)]
     whole = [key for key, tensor in state.items() if not tensor.is_floating_point() and not key.endswith(".alpha")]

@@ -189,8 +189,12 @@ def _from_folder(folder: Path, tokenizer: str | Path | None, variant: str | None
     index, unet, vae = _index(folder), folder / "unet", folder / "vae"
     text = Text.from_pretrained(folder, tokenizer=tokenizer, variant=variant, **options)
     # diffusers takes the class from the index, whatever the config says
-    scheduler = {**read_json(folder / "scheduler" / "scheduler_config.json"),
-                 "_class_name": checkpoint.named(index, "scheduler")}
+    file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = {**read_json(file), "_class_name": checkpoint.named(index, "scheduler")}
+    try:
+        checkpoint.scheduler_config(scheduler)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     return (text, UNet.from_pretrained(unet, variant=variant_of(unet, variant), **options),
             VAE.from_pretrained(vae, variant=variant_of(vae, variant), **of_vae), scheduler,
             text.pooled and bool(index.get("force_zeros_for_empty_prompt", True)))
