@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from minidiff.io import checkpoint
+from minidiff.io import checkpoint, weights
 from minidiff.io.checkpoint import PARTS
 from minidiff.io.info import describe
 from minidiff.io.plain_text import read_json
