@@ -1,12 +1,15 @@
 """The model that ships does what its bigger relatives do with two objects, negative prompts and the guidance scale."""
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minidiff.data import scenes
 from minidiff.io.weights import weights_dir
 from minidiff.measure.evaluate import _pairs_right, prompt_set, right
 from minidiff.nets.reader import Reader
+from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
+from minidiff.train.pictures import from_bytes
 
 N = 16  # pictures per claim
 
@@ -49,6 +52,17 @@ def test_guidance_adds_adherence_then_only_contrast(pipe, reader):
         clipped.append((image.abs() > 0.98).float().mean())
     assert hits[0] < min(hits[1:])
     assert contrast == sorted(contrast) and clipped == sorted(clipped) and clipped[2] > 3 * clipped[1]
+
+
+def test_the_vae_of_twice_the_size_keeps_the_latents_that_the_unet_knows(pipe, reader):
+    large = VAE.from_pretrained(weights_dir() / "mini-sd-128" / "vae")
+    image = from_bytes(scenes.render(N, 128, seed=11, held_out=True)[0])
+    with torch.inference_mode():
+        assert (large.encode(image) - pipe.vae.encode(F.avg_pool2d(image, 2))).square().mean() < 2e-3
+        asked = prompt_set("seen", N)
+        z = pipe([scenes.caption(scene) for scene in asked], steps=12, output="latent")
+        drawn = [reader.read(net.decode(z).clamp(-1, 1)) for net in (large, pipe.vae)]
+    assert sum((drawn[0][name] == drawn[1][name]).sum() for name in drawn[0]) >= 0.98 * N * len(drawn[0])
 
 
 def test_the_unseen_pairs_were_never_in_the_training_data():

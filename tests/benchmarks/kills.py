@@ -13,6 +13,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.toy import fit  # noqa: E402
 def train(out: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stderr = open(os.devnull, "w")
+    tqdm.set_lock(threading.RLock())                                     # not the one that a killed run still holds
     with suppress(KeyboardInterrupt):
         fit(out, 800, save_every=0.1, resume=any(out.glob("train/toy/step-*")))
 
