@@ -19,6 +19,14 @@ from tests.toy import fit, loss, net, weights
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C as a terminal's programs know it: what a shell starts with & ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted(last, number=signal.SIGINT):
     """The loss, until somebody presses Ctrl-C, or whatever the signal stands for."""
     def objective(model, step, share):

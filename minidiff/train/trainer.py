@@ -259,8 +259,8 @@ def stopping() -> Iterator[list[int]]:
         KeyboardInterrupt: a second one came: at once.
 
     >>> with stopping() as asked:
-    ...     signal.raise_signal(signal.SIGINT)
-    >>> asked == [signal.SIGINT]
+    ...     signal.raise_signal(signal.SIGTERM)
+    >>> asked == [signal.SIGTERM]
     True
     """
     asked: list[int] = []

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/vae_terms.py --out data --work runs/vae-terms --seconds 3600 --threads 1
 
-Each variant learns from nothing for as many steps as it can take in `--seconds` (found by its first 30), so that its
-learning rate has fallen to zero and the discriminator has had its 40 %. Then 400 drawings of never-seen pairs go
-through it and back. Writes vae-terms.json and gallery/vae-terms.png into --out; rows that are there are kept.
+Each variant grows from the VAE of half the size for as many steps as it can take in `--seconds` (found by its first
+30), so that its learning rate has fallen to zero and the discriminator has had its 40 %. Then 400 drawings of
+never-seen pairs go through it and back. Writes vae-terms.json and gallery/vae-terms.png into --out; rows that are
+there are kept.
 """
 import argparse
 import json
@@ -29,6 +30,8 @@ from minidiff.nets.patches import Patches  # noqa: E402
 from minidiff.nets.reader import Reader  # noqa: E402
 from minidiff.nets.vae import VAE  # noqa: E402
 from minidiff.train import losses, recipes  # noqa: E402
+from minidiff.train.pictures import dataset  # noqa: E402
+from minidiff.train.trainer import Run  # noqa: E402
 
 
 def nothing(*parts):
@@ -51,18 +54,28 @@ VARIANTS = {
 SIZE, SHOWN = 128, 8
 
 
-def trained(folder: Path, seconds: float, threads: int) -> tuple[VAE, int]:
+def run(out: Path, drawings: Path, steps: int, **options) -> None:
+    """The recipe, with drawings that are there already."""
+    cache = out / "train" / drawings.name
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    if not cache.is_symlink():
+        cache.symlink_to(drawings.resolve())
+    recipes.run("vae", out=out, size=SIZE, steps=steps, resume=any(out.glob("train/vae/step-*")), **options)
+
+
+def trained(folder: Path, seconds: float, threads: int, init: Path) -> tuple[VAE, int]:
     """The VAE of one variant, and its steps."""
-    plan = folder / "steps.json"
+    plan, options = folder / "steps.json", {"threads": threads, "init": init}
+    drawings = next(folder.parent.glob("train/pictures-*"))
     if not plan.is_file():
         times = []
         for steps in (5, 30):
             began = time.monotonic()
-            recipes.run("vae", out=folder / f"first-{steps}", size=SIZE, steps=steps, threads=threads)
+            run(folder / f"first-{steps}", drawings, steps, **options)
             times.append(time.monotonic() - began)
         plan.write_text(json.dumps(round(seconds / ((times[1] - times[0]) / 25))) + "\n")
     steps = json.loads(plan.read_text())
-    recipes.run("vae", out=folder, size=SIZE, steps=steps, threads=threads, resume=(folder / "train").exists())
+    run(folder, drawings, steps, **options)
     return VAE.from_pretrained(folder / "vae"), steps
 
 
@@ -90,14 +103,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("-n", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--init", type=Path, default=weights_dir() / "mini-sd" / "vae", help="of half the size")
     args = parser.parse_args()
     file = args.out / "vae-terms.json"
     rows = json.loads(file.read_text()) if file.is_file() else {}
     strips = []
+    dataset(Run(args.work, steps=1), SIZE, None)
     for number, (name, changes) in enumerate(VARIANTS.items()):
         for change in changes:
             change.start()
-        vae, steps = trained(args.work / str(number), args.seconds, args.threads)
+        vae, steps = trained(args.work / str(number), args.seconds, args.threads, args.init)
         for change in changes:
             change.stop()
         row, strip = measured(vae, args.n if name not in rows else SHOWN)
