@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from minidiff.commands import EXAMPLE, bench, evaluate, generate, info, recipes, train
 from minidiff.io.plain_text import one_line
@@ -165,9 +166,10 @@ def _whole(text: str) -> int:
 
 
 def _real(text: str) -> float:
-    if not re.fullmatch(r"[+-]?([0-9.]+(e[+-]?[0-9]+)?|nan|inf(inity)?)", text.lower()) or text.count(".") > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
-    return float(text)
+    if text.isascii() and not set(text) & set("_ "):
+        with suppress(ValueError):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number")
 
 
 def _generate(**options) -> None:

@@ -13,7 +13,7 @@ from minidiff.train import recipes
 from tests import tiny
 
 NUMBERS = ["1", "2", "0", "-1", "3.5", "1_0", "²", "١", "1e3", "1e400", "nan", "-inf", "", "x", "9" * 20, "9" * 5000,
-           "+2", "16", "1000000", "--", "0.5", "7,5", "0x10", " 2"]
+           "+2", ".", "16", "1000000", "--", "0.5", "7,5", "0x10", " 2"]
 TEXTS = ["a red house", "", " ", "x" * 3000, "caf\udce9", "\ud800", "\x1b[2J", "日本 🏠", "--steps", "-", "a\nb", "\0"]
 FILES = ["a.png", "b.jpg", "c.gif", "d.webp", "e", ".png", "a.bmp", "..", ".", "/", "no/such/a.png", "photo.png",
          "taken.png", "x" * 300 + ".png", "\udcff.png", "a\0.png", "model.safetensors", "text.png", "-a.png", "./a.png",
