@@ -3,7 +3,7 @@
 >>> import minidiff as md
 >>> pipe = md.StableDiffusion.from_pretrained("mini-sd")
 >>> pipe("a large red house on the left, snow, night, stars", steps=2)[0].size
-(64, 64)
+(128, 128)
 """
 from importlib import import_module as _import_module
 from pathlib import Path as _Path

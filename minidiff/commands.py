@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 EXAMPLE = "a large red house on the left, snow, night, stars"
-SMALL = 256  # smaller pictures get an enlarged copy of this side
 BATCH = 16  # pictures drawn at once
 
 
@@ -45,7 +44,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
         overwrite: whether an existing file may be replaced.
 
     Returns:
-        The files written; pictures smaller than 256 pixels come with an enlarged copy, …-large.png.
+        The files written.
 
     Raises:
         ValueError, OSError: a setting out of range, a file that cannot be read or written, or one that exists.
@@ -53,7 +52,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
     >>> import tempfile
     >>> folder = tempfile.TemporaryDirectory()
     >>> [path.name for path in generate("a red house", steps=2, out=f"{folder.name}/house.png")]
-    ['house.png', 'house-large.png']
+    ['house.png']
     """
     from minidiff import values
     from minidiff.io import images as io
@@ -96,8 +95,7 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
                      "control_image": io.fit(control_image, *sides)}
     for path, scale in map(_scaled, lora):
         pipe.load_lora(path, scale)
-    copies = [_large(path) for path in targets] if max(sides) < SMALL else []
-    io.check_writable([*targets, *copies, *([Path(film)] if film else [])], overwrite)
+    io.check_writable([*targets, *([Path(film)] if film else [])], overwrite)
     if model == "mini-sd":
         _warn_unknown(prompt)
 
@@ -118,9 +116,6 @@ def generate(prompt: str, *, model: str = "mini-sd", tokenizer: str | Path | Non
         for path, image in zip(targets, [_sheet(images)] if grid else images, strict=True):
             io.save_image(image, path)
             written.append(path)
-            if copies:
-                io.save_image(io.enlarge(image, max(2, SMALL // max(sides))), _large(path))
-                written.append(_large(path))
     if film is not None:
         write_film([frame(pipe, step) for step in thin(moments)], film)
         written.append(Path(film))
@@ -244,10 +239,6 @@ def _claimed(targets: list[Path], free: bool) -> Iterator[list[Path]]:
             if not path.stat().st_size:
                 path.unlink()
         raise
-
-
-def _large(path: Path) -> Path:
-    return path.with_stem(f"{path.stem}-large")
 
 
 def _sheet(images: list[Image.Image]) -> Image.Image:

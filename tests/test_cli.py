@@ -66,10 +66,9 @@ def refused(result, *words):
 
 
 def test_generate_takes_the_next_free_number_and_prints_it(draw, tmp_path):
-    assert draw()[:2] == (0, "minidiff-0001.png\nminidiff-0001-large.png\n")
-    assert draw()[:2] == (0, "minidiff-0002.png\nminidiff-0002-large.png\n")
+    assert draw()[:2] == (0, "minidiff-0001.png\n")
+    assert draw()[:2] == (0, "minidiff-0002.png\n")
     assert Image.open(tmp_path / "minidiff-0001.png").size == (32, 32)
-    assert Image.open(tmp_path / "minidiff-0001-large.png").size == (256, 256)
 
 
 def test_names_that_are_almost_numbers_are_not_counted(draw, tmp_path):
@@ -109,9 +108,8 @@ def test_the_size_is_that_of_the_model_or_another(draw, tmp_path):
 
 def test_grid_puts_all_pictures_into_one_file(draw, tmp_path):
     code, out, _ = draw("a red house", "--num-images", 4, "--grid", "--out", "four.png")
-    assert code == 0 and out.split() == ["four.png", "four-large.png"]
+    assert code == 0 and out.split() == ["four.png"]
     assert Image.open(tmp_path / "four.png").size == (64, 64)
-    assert Image.open(tmp_path / "four-large.png").size == (512, 512)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".webp"])
@@ -189,15 +187,13 @@ def test_a_missing_prompt_or_command_gets_one_line(run):
 
 
 def test_what_exists_is_kept_unless_overwrite(draw, tmp_path):
-    for name in ("house.png", "house-large.png", "film.gif"):
+    for name in ("house.png", "film.gif"):
         (tmp_path / name).write_text("mine")
     refused(draw("a red house", "--out", "house.png"), "house.png exists", "--overwrite")
-    (tmp_path / "house.png").unlink()
-    refused(draw("a red house", "--out", "house.png"), "house-large.png exists")
     refused(draw("a red house", "--film", "film.gif"), "film.gif exists")
-    assert (tmp_path / "house-large.png").read_text() == (tmp_path / "film.gif").read_text() == "mine"
+    assert (tmp_path / "house.png").read_text() == (tmp_path / "film.gif").read_text() == "mine"
     assert draw("a red house", "--out", "house.png", "--film", "film.gif", "--overwrite")[0] == 0
-    assert files(tmp_path) == ["film.gif", "house-large.png", "house.png"]
+    assert files(tmp_path) == ["film.gif", "house.png"]
     assert Image.open(tmp_path / "film.gif").n_frames == 3
 
 
@@ -211,7 +207,7 @@ def test_a_name_that_another_took_meanwhile_is_not_taken_from_it(draw, tmp_path,
         return encode(pixels)
 
     monkeypatch.setattr(images, "to_pil", meanwhile)
-    assert draw("a red house", "--num-images", 2)[1].split()[::2] == ["minidiff-0002.png", "minidiff-0003.png"]
+    assert draw("a red house", "--num-images", 2)[1].split() == ["minidiff-0002.png", "minidiff-0003.png"]
     assert (tmp_path / "minidiff-0001.png").read_text() == "of another process"
     monkeypatch.setattr(images, "save_image", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left", "x.png")))
     before = files(tmp_path)
@@ -403,8 +399,8 @@ def test_a_name_that_the_terminal_cannot_print_is_no_failure(model, tmp_path, mo
     words = ["--model", str(model), "--steps", "2", "--out", str(tmp_path / "猫.png")]
     assert cli.main(["generate", "a red house", *words]) == 0
     stem = f"{tmp_path}{os.sep}{printed}"
-    assert out.buffer.getvalue().decode(encoding).split() == [f"{stem}.png", f"{stem}-large.png"]
-    assert files(tmp_path) == ["猫-large.png", "猫.png"]
+    assert out.buffer.getvalue().decode(encoding).split() == [f"{stem}.png"]
+    assert files(tmp_path) == ["猫.png"]
     assert cli.main(["info", str(tmp_path / "犬")]) == 2
     err.flush()
     assert err.buffer.getvalue().decode(encoding).count("\n") == 1
@@ -417,7 +413,7 @@ def test_a_name_that_is_no_text_is_no_failure(model, tmp_path, monkeypatch, enco
     words = ["--model", str(model), "--steps", "2", "--out", os.fsdecode(bytes(tmp_path) + b"/\xff.png")]
     assert cli.main(["generate", "a red house", *words]) == 0
     assert b"udcff.png" in sys.stdout.buffer.getvalue()
-    assert sorted(os.listdir(bytes(tmp_path))) == [b"\xff-large.png", b"\xff.png"]
+    assert sorted(os.listdir(bytes(tmp_path))) == [b"\xff.png"]
 
 
 def test_closed_output_is_no_failure(model, tmp_path, monkeypatch):
@@ -425,7 +421,7 @@ def test_closed_output_is_no_failure(model, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stderr", None)
     words = ["--model", str(model), "--steps", "2", "--out", str(tmp_path / "a.png")]
     assert cli.main(["generate", "a red house", *words]) == 0
-    assert files(tmp_path) == ["a-large.png", "a.png"]
+    assert files(tmp_path) == ["a.png"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes close otherwise there")

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.quick
 
 def test_a_command_is_a_function(model, tmp_path):
     paths = commands.generate("a red house", model=str(model / "folder"), steps=1, out=tmp_path / "new" / "house.png")
-    assert paths == [tmp_path / "new" / "house.png", tmp_path / "new" / "house-large.png"]
+    assert paths == [tmp_path / "new" / "house.png"]
     assert all(path.is_file() for path in paths)
 
 

@@ -167,7 +167,7 @@ def test_the_contact_sheet_shows_every_set_and_the_failures(mini_sd, tmp_path):
         sheets.append(Image.open(tmp_path / f"{wrong}.png"))
     blind, perfect = sheets
     assert blind.width == perfect.width and blind.height > perfect.height
-    first = scenes.draw(prompt_set("seen", 1)[0], 64)[0].resize((128, 128), Image.Resampling.NEAREST)
+    first = scenes.draw(prompt_set("seen", 1)[0], 128)[0]
     assert perfect.crop((0, 28, 128, 156)).tobytes() == first.tobytes()  # under the title, not chosen
 
 

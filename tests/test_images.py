@@ -10,7 +10,6 @@ from PIL import Image
 from torch.testing import assert_close
 
 from minidiff.io.images import (
-    enlarge,
     fit,
     latent_colors,
     open_image,
@@ -99,11 +98,10 @@ def test_what_is_no_picture_and_no_mask_is_named(value, said):
             door(value)
 
 
-def test_fit_takes_the_middle_and_enlarge_keeps_the_shape():
+def test_fit_takes_the_middle():
     image = Image.new("RGB", (30, 10), "blue")
     image.paste("red", (10, 0, 20, 10))
     assert fit(image, 10).getcolors() == [(100, (255, 0, 0))]
-    assert enlarge(image, 3).size == (90, 30)
 
 
 def deep(mode, dtype, value):

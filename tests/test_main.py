@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 def test_exit_codes_and_streams(model, tmp_path):
     options = {"cwd": tmp_path, "capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     done = subprocess.run(command("generate", "a red house", "--model", model, "--steps", 1), **options)
-    assert (done.returncode, done.stdout) == (0, "minidiff-0001.png\nminidiff-0001-large.png\n")
+    assert (done.returncode, done.stdout) == (0, "minidiff-0001.png\n")
     assert "Traceback" not in done.stderr
     done = subprocess.run(command("generate", "a red house", "--steps", 0), **options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

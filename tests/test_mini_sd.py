@@ -1,15 +1,14 @@
 """The model that ships does what its bigger relatives do with two objects, negative prompts and the guidance scale."""
+from collections import Counter
+
 import pytest
 import torch
-import torch.nn.functional as F
 
 from minidiff.data import scenes
 from minidiff.io.weights import weights_dir
-from minidiff.measure.evaluate import _pairs_right, prompt_set, right
+from minidiff.measure.evaluate import _pairs_right, prompt_set
 from minidiff.nets.reader import Reader
-from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
-from minidiff.train.pictures import from_bytes
 
 N = 16  # pictures per claim
 
@@ -25,7 +24,7 @@ def reader():
 
 
 def draw(pipe, prompt, **settings):
-    """(N,3,64,64) in [−1, 1], of N seeds, or of N prompts."""
+    """(N,3,128,128) in [−1, 1], of N seeds, or of N prompts."""
     n = 1 if isinstance(prompt, list) else N
     return pipe(prompt, num_images=n, steps=12, output="tensor", **settings) * 2 - 1
 
@@ -37,32 +36,22 @@ def test_two_objects_keep_their_colours(pipe, reader):
 
 
 def test_a_negative_prompt_keeps_away_what_it_names(pipe, reader):
-    night = scenes.ATTRIBUTES["time"].index("night")
-    texts = (None, "night", "day")
-    nights = [(reader.read(draw(pipe, "a house", negative_prompt=text))["time"] == night).sum() for text in texts]
-    assert nights[1] == 0 < nights[0] < nights[2] - N // 4
+    found = {text: Counter(reader.read(draw(pipe, "a house", negative_prompt=text))["time"].tolist())
+             for text in (None, "sunset", "day")}
+    _, sunset, night = range(3)
+    assert found["sunset"][sunset] < found[None][sunset] - N // 4
+    assert found["day"][night] > found[None][night] + N // 4
 
 
 def test_guidance_adds_adherence_then_only_contrast(pipe, reader):
-    asked, hits, contrast, clipped = prompt_set("seen", N), [], [], []
+    asked, hits, contrast, clipped = prompt_set("two", N), [], [], []
     for scale in (1.0, 3.0, 10.0):
         image = draw(pipe, [scenes.caption(scene) for scene in asked], guidance_scale=scale)
-        hits.append(sum(all(row.values()) for row in right(reader, asked, image)))
+        hits.append(sum(all(row.values()) for row in _pairs_right(reader, asked, image)))
         contrast.append(image.flatten(1).std(1).mean())
         clipped.append((image.abs() > 0.98).float().mean())
     assert hits[0] < min(hits[1:])
     assert contrast == sorted(contrast) and clipped == sorted(clipped) and clipped[2] > 3 * clipped[1]
-
-
-def test_the_vae_of_twice_the_size_keeps_the_latents_that_the_unet_knows(pipe, reader):
-    large = VAE.from_pretrained(weights_dir() / "mini-sd-128" / "vae")
-    image = from_bytes(scenes.render(N, 128, seed=11, held_out=True)[0])
-    with torch.inference_mode():
-        assert (large.encode(image) - pipe.vae.encode(F.avg_pool2d(image, 2))).square().mean() < 2e-3
-        asked = prompt_set("seen", N)
-        z = pipe([scenes.caption(scene) for scene in asked], steps=12, output="latent")
-        drawn = [reader.read(net.decode(z).clamp(-1, 1)) for net in (large, pipe.vae)]
-    assert sum((drawn[0][name] == drawn[1][name]).sum() for name in drawn[0]) >= 0.98 * N * len(drawn[0])
 
 
 def test_the_unseen_pairs_were_never_in_the_training_data():

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -95,6 +96,20 @@ def test_resume_goes_on_and_init_starts_from_given_weights(model, folder, tmp_pa
     recipes.run("vae", out=tmp_path, steps=1, size=64, device="cpu", data=folder, init=model / "vae")
     before, after = (load_state(path / "vae")["decoder.conv_in.weight"].float() for path in (model, tmp_path))
     assert (before - after).abs().max() < 2e-3  # one warm-up step away, not a fresh start
+
+
+def test_a_unet_that_goes_on_learns_with_the_weights_of_v_and_its_text_encoder(model, folder, tmp_path):
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(model / part, tmp_path / part)
+    options = dict(out=tmp_path, size=64, device="cpu", data=folder)
+    recipes.run("unet", steps=1, init=model / "unet", **options)
+    (row,) = map(json.loads, (tmp_path / "logs/unet.jsonl").read_text().splitlines())
+    assert row["loss"] > 5 * row["simple"]                                  # the mean of 1/alpha² is 21
+    before, after = (load_state(path / "text_encoder/model.safetensors") for path in (model, tmp_path))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    recipes.run("unet", steps=2, init=model / "unet", resume=True, **options)
+    with pytest.raises(ValueError, match="was made with another U-Net to go on from"):
+        recipes.run("unet", steps=3, resume=True, **options)
 
 
 def test_latents_are_cached_until_the_vae_changes(model, folder):

@@ -36,6 +36,22 @@ def test_a_picture_comes_with_its_description_as_html_and_as_png(shown):
     assert bundle["text/plain"] == 'a "red" house & <more>'
 
 
+def test_a_heavy_picture_comes_in_two_light_forms(shown):
+    from PIL import Image
+
+    y, x = torch.meshgrid(*2 * [torch.linspace(0, 1, 256)], indexing="ij")
+    picture = torch.stack([y, x, (40 * (x - 0.5) * (y - 0.5)).sin() / 2 + 0.5]) * 0.9
+    picture += 0.05 * torch.rand(picture.shape, generator=torch.Generator().manual_seed(0))
+    show(picture, alt="colours")
+    exact, still = Image.open(io.BytesIO(png(picture))), shown[0]["image/png"]
+    source = shown[0]["text/html"].split("data:image/webp;base64,")[1].split('"')[0]
+    assert len(still) + len(source) < 0.6 * len(png(picture)) * 4 / 3
+    for form, most in ((source, 6), (still, 12)):
+        assert pixels(form).size == exact.size
+        far = [abs(a - b) for a, b in zip(pixels(form).tobytes(), exact.tobytes())]
+        assert sum(far) / len(far) < most
+
+
 @pytest.mark.parametrize("columns, size", [(None, (38, 8)), (2, (18, 18))])
 def test_several_pictures_stand_side_by_side(shown, columns, size):
     show(torch.rand(4, 3, 8, 8), alt="four", columns=columns)

@@ -274,13 +274,6 @@ def fit(image: Image.Image, height: int, width: int | None = None) -> Image.Imag
     return ImageOps.fit(image, (width or height, height), Image.Resampling.LANCZOS)
 
 
-def enlarge(image: Image.Image, scale: int) -> Image.Image:
-    """A picture to look at: smooth, `scale` times as large."""
-    from PIL import Image
-
-    return image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)
-
-
 def image_format(path: str | Path) -> str:
     """Pillow's name of the format that the file name asks for; ValueError if there is none.
 

@@ -137,7 +137,7 @@ class Model:
 
         >>> import minidiff as md
         >>> md.StableDiffusion.from_pretrained("mini-sd").offload("cpu")("a red house", steps=2)[0].size
-        (64, 64)
+        (128, 128)
         """
         self.to("cpu").worker = find_device(device)
         return self

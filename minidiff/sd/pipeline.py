@@ -12,7 +12,7 @@ It is these ten lines; the rest of this folder loads models, checks settings, re
 ...     levels = grid.Grid((t, *pipe.schedule(t)) for t in (*range(961, 0, -40), 0))     # 25 steps down
 ...     z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 ...     *_, last = samplers.ddim(denoise, levels.start(z), levels)           # from noise to the latent of a picture
-...     image = to_unit(pipe.vae.decode(last.x))                             # 16×16×4 numbers to 64×64×3
+...     image = to_unit(pipe.vae.decode(last.x))                             # 16×16×4 numbers to 128×128×3
 >>> torch.testing.assert_close(image, pipe(prompt, output="tensor"), atol=1e-4, rtol=0)
 """
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StableDiffusion(Model):
 
     >>> pipe = StableDiffusion.from_pretrained("mini-sd")
     >>> pipe(["a red house", "a blue boat, sea"], steps=2, num_images=2, output="tensor").shape
-    torch.Size([4, 3, 64, 64])
+    torch.Size([4, 3, 128, 128])
     """
 
     _colors: Tensor | None = None  # of the linear map for previews, see `latent_colors`; None: not yet needed
@@ -90,8 +90,8 @@ class StableDiffusion(Model):
             ValueError: there is no image, or as `__call__`.
 
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
-        >>> pipe.img2img("a red house", torch.zeros(3, 64, 64), strength=0.5, steps=4)[0].size
-        (64, 64)
+        >>> pipe.img2img("a red house", torch.zeros(3, 128, 128), strength=0.5, steps=4)[0].size
+        (128, 128)
         """
         if image is None:
             raise ValueError("img2img needs an image to start from")
@@ -110,8 +110,8 @@ class StableDiffusion(Model):
             ValueError: there is no image or no mask, or as `__call__`.
 
         >>> pipe = StableDiffusion.from_pretrained("mini-sd")
-        >>> pipe.inpaint("a red house", torch.zeros(3, 64, 64), torch.eye(64), steps=2)[0].size
-        (64, 64)
+        >>> pipe.inpaint("a red house", torch.zeros(3, 128, 128), torch.eye(128), steps=2)[0].size
+        (128, 128)
         """
         if image is None or mask is None:
             raise ValueError("inpaint needs an image, and a mask of what to repaint in it")

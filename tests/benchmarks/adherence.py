@@ -2,7 +2,8 @@
 
     python tests/benchmarks/adherence.py MODEL --out data -n 200 --snapshots FOLDER --threads 1
 
-FOLDER holds averaged U-Net weights from the course of a training run, each file named by its step: 1500.safetensors.
+FOLDER holds averaged nets from the course of a run, `ema.safetensors` of its checkpoints, each file named by its step:
+1500.safetensors.
 Each point is `minidiff.measure.evaluate.evaluate` with n prompts per set; the bars are 95 % Wilson intervals. Writes
 adherence.json and gallery/adherence.png into --out, and gallery/guidance.png, the same prompts and seeds at different
 scales.
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -51,12 +53,13 @@ def main() -> None:
             print(axis, value, {name: row[str(value)][name]["value"] for name in KEPT}, flush=True)
             file.write_text(json.dumps(rows, indent=1) + "\n")
 
-    final = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    nets = nn.ModuleDict({"unet": pipe.unet, "text": pipe.text.encoders[0]})
+    final = {name: value.clone() for name, value in nets.state_dict().items()}
     snapshots = args.snapshots.glob("*.safetensors") if args.snapshots else ()
     for snapshot in sorted(snapshots, key=lambda path: int(path.stem)):
-        pipe.unet.load_state_dict(load_state(snapshot))
+        nets.load_state_dict(load_state(snapshot))
         measure("training", int(snapshot.stem))
-    pipe.unet.load_state_dict(final)
+    nets.load_state_dict(final)
     for scale in SCALES:
         measure("guidance", scale, guidance_scale=scale)
     for steps in STEPS:

@@ -1,17 +1,19 @@
 """The loss of mini-sd's VAE with one term taken away at a time, at equal time: what each of them is good for.
 
-    python tests/benchmarks/vae_terms.py --out data --work runs/vae-terms --seconds 3600 --threads 1
+    python -m minidiff train vae --size 64 --out runs/small
+    python tests/benchmarks/vae_terms.py runs/small/vae --seconds 3600 --threads 1
 
-Each variant grows from the VAE of half the size for as many steps as it can take in `--seconds` (found by its first
-30), so that its learning rate has fallen to zero and the discriminator has had its 40 %. Then 400 drawings of
-never-seen pairs go through it and back. Writes vae-terms.json and gallery/vae-terms.png into --out; rows that are
-there are kept.
+Each variant grows from the given VAE of half the size for as many steps as it can take in `--seconds` of the
+processor's time (found by its first 30), so that its learning rate has fallen to zero and the discriminator has had its
+40 %. Then 400 drawings of never-seen pairs go through it and back, and through the grown VAE as it was before the first
+step. Writes vae-terms.json and gallery/vae-terms.png into --out; rows that are there are kept.
 """
 import argparse
 import json
 import random
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +31,8 @@ from minidiff.measure import evaluate, metrics  # noqa: E402
 from minidiff.nets.patches import Patches  # noqa: E402
 from minidiff.nets.reader import Reader  # noqa: E402
 from minidiff.nets.vae import VAE  # noqa: E402
-from minidiff.train import losses, recipes  # noqa: E402
-from minidiff.train.pictures import dataset  # noqa: E402
+from minidiff.train import losses, pictures, recipes  # noqa: E402
+from minidiff.train.recipes.begin import grown  # noqa: E402
 from minidiff.train.trainer import Run  # noqa: E402
 
 
@@ -52,6 +54,7 @@ VARIANTS = {
     "L1 alone": [ADVERSARIAL, PERCEPTUAL, patch.object(losses, "vae", only_l1)],
 }
 SIZE, SHOWN = 128, 8
+DRAWINGS = 24_000  # more than a variant sees in an hour of a core
 
 
 def run(out: Path, drawings: Path, steps: int, **options) -> None:
@@ -70,9 +73,9 @@ def trained(folder: Path, seconds: float, threads: int, init: Path) -> tuple[VAE
     if not plan.is_file():
         times = []
         for steps in (5, 30):
-            began = time.monotonic()
+            began = time.process_time()
             run(folder / f"first-{steps}", drawings, steps, **options)
-            times.append(time.monotonic() - began)
+            times.append(time.process_time() - began)
         plan.write_text(json.dumps(round(seconds / ((times[1] - times[0]) / 25))) + "\n")
     steps = json.loads(plan.read_text())
     run(folder, drawings, steps, **options)
@@ -98,25 +101,28 @@ def measured(vae: VAE, n: int) -> tuple[dict, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("init", type=Path, help="folder of the VAE of half the size")
     parser.add_argument("--out", type=Path, default=ROOT / "data")
     parser.add_argument("--work", type=Path, default=Path("runs/vae-terms"))
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("-n", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--init", type=Path, default=weights_dir() / "mini-sd" / "vae", help="of half the size")
     args = parser.parse_args()
     file = args.out / "vae-terms.json"
     rows = json.loads(file.read_text()) if file.is_file() else {}
-    strips = []
-    dataset(Run(args.work, steps=1), SIZE, None)
-    for number, (name, changes) in enumerate(VARIANTS.items()):
-        for change in changes:
-            change.start()
-        vae, steps = trained(args.work / str(number), args.seconds, args.threads, args.init)
-        for change in changes:
-            change.stop()
+    torch.set_num_threads(args.threads)
+    pictures.DRAWINGS, strips = DRAWINGS, []
+    pictures.dataset(Run(args.work, steps=1), SIZE, None)
+    for number, (name, changes) in enumerate({"not trained": [], **VARIANTS}.items()):
+        if name in VARIANTS:
+            with ExitStack() as stack:
+                for change in changes:
+                    stack.enter_context(change)
+                vae, steps = trained(args.work / str(number), args.seconds, args.threads, args.init)
+        else:
+            vae, steps = grown(VAE.from_pretrained(args.init)), 0
         row, strip = measured(vae, args.n if name not in rows else SHOWN)
-        rows.setdefault(name, {"steps": steps, "seconds": args.seconds, **row})
+        rows.setdefault(name, {"steps": steps, "seconds": args.seconds if steps else 0, **row})
         strips += [*([] if strips else strip[:SHOWN]), *strip[SHOWN:]]
         file.write_text(json.dumps(rows, indent=1) + "\n")
     save_image(scenes.contact_sheet(to_pil(to_unit(torch.stack(strips))), SHOWN, gap=2), args.out / "gallery" /

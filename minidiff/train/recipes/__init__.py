@@ -32,7 +32,7 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         name: a key of RECIPES.
         out: the model's folder, by default runs/mini-sd for clip, vae and unet, runs/NAME for the others.
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
-        size: side of the pictures in pixels, by default 64 (perceptual 128, reader 32, those of pixels 16).
+        size: side of the pictures in pixels, by default 128 (counter 64, reader 32, those of pixels 16).
         data: a folder with metadata.jsonl instead of scenes.
         init: a folder with weights of the same part to start from.
 
@@ -49,7 +49,8 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     data, init = (Path(folder) if folder else None for folder in (data, init))
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
-    parts = ("vae", "text_encoder", "tokenizer") if name == "unet" else ()
+    own = () if init else ("text_encoder",)                                # a net that goes on has one of its own
+    parts = ("vae", "tokenizer", *own) if name == "unet" else ()
     eye = {"another perceptual net": digest(weights_dir() / "perceptual")} if name == "vae" and size > 64 else {}
     settings = replace(settings, made=made_of(settings, size, data, init, parts) | eye)
     work = out / "train" / name
