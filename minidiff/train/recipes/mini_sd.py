@@ -158,8 +158,8 @@ def vae(run: Run, *, size: int = 128, data: Path | None = None, init: Path | Non
 def unet(run: Run, *, size: int = 128, data: Path | None = None, init: Path | None = None) -> None:
     """Cross-attention U-Net of 7 M parameters on cached latents, with the clip and vae found in --out.
 
-    A net that is given goes on, at a fifth of the rate and with the weights of v's loss: an error amid much noise, where
-    the places of things are decided, counts far more in it than in that of eps. The text encoder then learns too.
+    A net that is given goes on, at a fifth of the rate and with the weights of v's loss: an error amid much noise,
+    where the places of things are decided, counts far more in it than in that of eps. The text encoder then learns too.
 
     Raises:
         FileNotFoundError: one of them is not there.
