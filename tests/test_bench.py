@@ -44,7 +44,7 @@ def test_the_command_prints_and_writes_every_number(tmp_path, capsys):
 @pytest.mark.parametrize("arguments, sentence", [
     (["--dtype", "int8"], "it should be float32, float16 or bfloat16"), (["nowhere"], "nowhere"),
     (["--batch", "0"], "batch is 0; it must be a whole number from 1"), (["--threads", "5000"], "from 1 to 4096"),
-    (["--size", "1"], "height is 1; it must be a positive multiple of 4"), (["--size", "0"], "height is 0"),
+    (["--size", "1"], "height is 1; it must be a positive multiple of 8"), (["--size", "0"], "height is 0"),
     (["--size", "1000000"], "GiB are free on cpu; what helps"), (["sd1", "--batch", "99999"], "GiB are free on cpu"),
     (["--device", "gpu"], "there is no device 'gpu' here")])
 def test_bad_input_is_one_sentence(arguments, sentence, capsys):
