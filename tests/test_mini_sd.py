@@ -37,9 +37,10 @@ def test_two_objects_keep_their_colours(pipe, reader):
 
 def test_a_negative_prompt_keeps_away_what_it_names(pipe, reader):
     found = {text: Counter(reader.read(draw(pipe, "a house", negative_prompt=text))["time"].tolist())
-             for text in (None, "sunset", "day")}
+             for text in (None, "sunset", "night", "day")}
     _, sunset, night = range(3)
     assert found["sunset"][sunset] < found[None][sunset] - N // 4
+    assert found["night"][night] == 0
     assert found["day"][night] > found[None][night] + N // 4
 
 

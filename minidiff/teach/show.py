@@ -66,7 +66,6 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     >>> png(torch.zeros(3, 8, 8))[:4]
     b'\\x89PNG'
     """
-
     file = io.BytesIO()
     if hasattr(what, "savefig"):
         import matplotlib.pyplot as plt
