@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -147,6 +147,40 @@ def karras(n: int, high: float, low: float, rho: float = 7.0) -> list[float]:
     """
     a, b = high ** (1 / rho), low ** (1 / rho)
     return [high, *((a + i / (n - 1) * (b - a)) ** rho for i in range(1, n - 1)), low][:n]
+
+
+def exponential(n: int, high: float, low: float) -> list[float]:
+    """n noise-to-signal ratios in equal steps of their logarithm (k-diffusion).
+
+    >>> [round(u, 2) for u in exponential(3, 10.0, 0.1)]
+    [10.0, 1.0, 0.1]
+    """
+    ratio = low / high
+    return [high, *(high * ratio ** (i / (n - 1)) for i in range(1, n - 1)), low][:n]
+
+
+def beta(n: int, high: float, low: float, a: float = 0.6, b: float = 0.6) -> list[float]:
+    """n noise-to-signal ratios at quantiles of a beta distribution: many near both ends (Lee et al., arXiv 2407.12173).
+
+    >>> [round(u, 2) for u in beta(3, 10.0, 0.1)]
+    [10.0, 5.05, 0.1]
+    """
+    from scipy.special import betaincinv
+
+    return [low + float(betaincinv(a, b, 1 - i / max(1, n - 1))) * (high - low) for i in range(n)]
+
+
+def between(now: Level, nxt: Level, time: Callable[[float], float] | None = None) -> Level:
+    """The level half-way between two in ln(sigma/alpha).
+
+    Args:
+        time: from sigma/alpha to what the net is fed there; None: half-way between the times of the two.
+
+    >>> between(Level(900.0, 1.0, 4.0), Level(500.0, 1.0, 1.0))
+    Level(t=700.0, alpha=1.0, sigma=2.0)
+    """
+    alpha, sigma = math.sqrt(now.alpha * nxt.alpha), math.sqrt(now.sigma * nxt.sigma)
+    return Level(time(sigma / alpha) if time else (now.t + nxt.t) / 2, alpha, sigma)
 
 
 def flow(n: int, shift: float = 1.0) -> Grid:

@@ -12,8 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from minidiff.grid import Grid, Step
-from minidiff.multistep import dpmpp_2m, lms, plms, unipc
+from minidiff.grid import Grid, Step, between
+from minidiff.multistep import dpmpp_2m, dpmpp_2m_sde, lms, plms, unipc
+from minidiff.schedule import Level
 
 
 def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
@@ -59,10 +60,34 @@ def ddpm(denoise: Callable, x: Tensor, grid: Grid, *,
     return ddim(denoise, x, grid, eta=1.0, noise=noise)
 
 
+def ddpm_large(denoise: Callable, x: Tensor, grid: Grid, *,
+               noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
+    """Ancestral sampling with the larger variance (Ho et al. 2020, section 3.2; "fixed_large"): that of the way forward.
+
+        x' = alpha'·x0 + sigma'·r·eps + sigma·√(1 − r²)·z,   r = sigma'·alpha/(alpha'·sigma)
+
+    The mean is ddpm's, whose noise is sigma'·√(1 − r²): right for data of no width, this one for data N(0, 1).
+    Grid: as ddpm's. Matches: DDPMScheduler with variance_type "fixed_large".
+
+    >>> from minidiff.sd.scheduler import preset
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = ddpm_large(oracle(3.0), torch.tensor(1.0), preset("sd-ddpm", 5)); last.x
+    tensor(3.)
+    """
+    yield Step(grid[0], x, None)
+    for now, nxt in pairwise(grid):
+        (_, a, s), (_, a1, s1) = now, nxt
+        x0, eps = denoise(x, now)
+        r = s1 * a / (a1 * s)
+        x = a1 * x0 + s1 * r * eps
+        if s1: x = x + s * math.sqrt(max(0.0, 1 - r * r)) * noise(x)
+        yield Step(nxt, x, x0)
+
+
 def euler(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     """Euler's method for the probability-flow ODE in x/alpha over sigma/alpha: ddim with eta = 0.
 
-    Karras et al. 2022 (arXiv 2206.00364, algorithm 1 without churn). Order 1. Matches: EulerDiscreteScheduler.
+    Karras et al. 2022 (arXiv 2206.00364, algorithm 1 without its second half). Order 1. Matches: EulerDiscreteScheduler.
 
     >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import oracle
@@ -72,9 +97,42 @@ def euler(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     return ddim(denoise, x, grid)
 
 
-def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *,
+def euler_churn(denoise: Callable, x: Tensor, grid: Grid, *, churn: float, low: float = 0.0, high: float = math.inf,
+                inflate: float = 1.0, time: Callable[[float], float] | None = None,
+                noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
+    """Euler with churn (Karras et al. 2022, arXiv 2206.00364, algorithm 2): before each step a little noise is added.
+
+        û = u·(1 + γ),   x̂ = x + alpha·√(û² − u²)·inflate·z,   γ = min(churn/n, √2 − 1),   u = sigma/alpha
+
+    and Euler's step goes from û to the next level. What is added repairs what earlier steps got wrong.
+
+    Args:
+        churn: the paper's S_churn, about n·γ. 0 is euler. low, high: S_tmin and S_tmax, the u between which it acts.
+        inflate: S_noise. time: from û to what the net is fed there; None: the level's own t.
+
+    Matches: k-diffusion's sample_euler, test_churn_equals_k_diffusion.
+    NOTE: diffusers' Euler asks the network before it adds the noise: test_diffusers_churns_after_it_has_asked.
+
+    >>> from minidiff.sd.scheduler import preset
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = euler_churn(oracle(3.0), torch.tensor(1.0), preset("sd-euler", 5), churn=1.0); last.x
+    tensor(3.)
+    """
+    yield Step(grid[0], x, None)
+    for now, nxt in pairwise(grid):
+        (t, a, s), (_, a1, s1) = now, nxt
+        if churn > 0 and low <= s / a <= high:
+            up = 1 + min(churn / grid.n, math.sqrt(2) - 1)
+            x = x + s * math.sqrt(up * up - 1) * inflate * noise(x)
+            now = Level(time(up * s / a) if time else t, a, up * s)
+        x0, eps = denoise(x, now)
+        x = a1 * x0 + s1 * eps
+        yield Step(nxt, x, x0)
+
+
+def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 1.0,
                     noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
-    """Euler down to a lower level, then fresh noise up to the next (k-diffusion): ddim with eta = 1.
+    """Euler down to a lower level, then fresh noise up to the next (k-diffusion): ddim, here with eta = 1.
 
     One draw per step but the last, where there is nothing to add. Matches: EulerAncestralDiscreteScheduler.
 
@@ -83,7 +141,7 @@ def euler_ancestral(denoise: Callable, x: Tensor, grid: Grid, *,
     >>> *_, last = euler_ancestral(oracle(3.0), torch.tensor(1.0), preset("sd-euler-ancestral", 5)); last.x
     tensor(3.)
     """
-    return ddim(denoise, x, grid, eta=1.0, noise=noise)
+    return ddim(denoise, x, grid, eta=eta, noise=noise)
 
 
 def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
@@ -108,6 +166,53 @@ def heun(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
             x = x + (a1 - a) / 2 * (x0 + ahead.x0) + (s1 - s) / 2 * (eps + ahead.eps)
         else:
             x = a1 * x0
+        yield Step(nxt, x, x0)
+
+
+def dpmpp_sde(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 1.0,
+              time: Callable[[float], float] | None = None,
+              noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
+    """DPM-Solver++ SDE (Lu et al. 2022, arXiv 2211.01095; k-diffusion): ddim's step with the x0 seen half-way.
+
+        x_m = ddim(x, x0, to u_m) + noise z_1,   x' = ddim(x, x0(x_m), to u') + noise √k·z_1 + √(1 − k)·z_2,
+        u = sigma/alpha,   u_m = √(u·u'),   k = (u − u_m)/(u − u')
+
+    The noise of the half step is part of the whole step's: both are increments of one Brownian path over u.
+    Two network calls per step, one on a step to sigma = 0.
+
+    Args:
+        eta: 1 the SDE, 0 the ODE. time: see `minidiff.grid.between`.
+
+    Raises:
+        ValueError: a level has alpha = 0, where u is infinite.
+
+    Matches: DPMSolverSDEScheduler with the same Brownian path (tests/parity/test_stochastic.py).
+
+    >>> from minidiff.sd.scheduler import preset
+    >>> from minidiff.prediction import oracle
+    >>> *_, last = dpmpp_sde(oracle(3.0), torch.tensor(1.0), preset("sd-dpmpp-sde", 5)); last.x
+    tensor(3.)
+    """
+    if grid[0].alpha == 0:
+        raise ValueError("dpmpp_sde halves a step in ln(sigma/alpha), infinite at alpha = 0 (zero terminal SNR); use "
+                         "ddim or dpmpp_2m_sde")
+
+    def step(x0: Tensor, z: Tensor, to: Level) -> Tensor:
+        (_, a, s), (_, a1, s1) = now, to
+        w = eta * s1 * math.sqrt(max(0.0, 1 - (s1 * a / (a1 * s)) ** 2))
+        return a1 * x0 + math.sqrt(s1 * s1 - w * w) * (x - a * x0) / s + w * z
+
+    yield Step(grid[0], x, None)
+    for now, nxt in pairwise(grid):
+        x0, _ = denoise(x, now)
+        if nxt.sigma == 0:
+            x = nxt.alpha * x0
+        else:
+            mid, z = between(now, nxt, time), noise(x)
+            guess, _ = denoise(step(x0, z, mid), mid)
+            u, m, u1 = (sigma / alpha for _, alpha, sigma in (now, mid, nxt))
+            k = (u - m) / (u - u1) if u > u1 else 0.0
+            x = step(guess, math.sqrt(k) * z + math.sqrt(1 - k) * noise(x), nxt)
         yield Step(nxt, x, x0)
 
 
@@ -158,5 +263,7 @@ def consistency(denoise: Callable, x: Tensor, grid: Grid, *,
         yield Step(nxt, x, x0)
 
 
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "euler": euler, "euler_ancestral": euler_ancestral, "heun": heun, "lms": lms,
-            "plms": plms, "dpmpp_2m": dpmpp_2m, "unipc": unipc, "lcm": lcm}
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "ddpm_large": ddpm_large, "euler": euler, "euler_ancestral": euler_ancestral,
+            "heun": heun, "lms": lms, "plms": plms, "dpmpp_2m": dpmpp_2m, "dpmpp_2m_sde": dpmpp_2m_sde,
+            "dpmpp_sde": dpmpp_sde, "unipc": unipc, "lcm": lcm}
+ETA = ("ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde")  # take eta, the share of fresh noise

@@ -18,8 +18,8 @@ LEADING, TRAILING = {"timestep_spacing": "leading", "steps_offset": 1}, {"timest
 LINSPACE, KARRAS = {"timestep_spacing": "linspace"}, {"use_karras_sigmas": True}
 
 
-@pytest.mark.parametrize("key, value", [("thresholding", True), ("variance_type", "fixed_large"),
-                                        ("algorithm_type", "sde-dpmsolver++"), ("solver_order", 3),
+@pytest.mark.parametrize("key, value", [("thresholding", True), ("variance_type", "learned"),
+                                        ("algorithm_type", "sde-dpmsolver"), ("solver_order", 3),
                                         ("solver_type", "heun"), ("solver_type", "bh1"), ("euler_at_final", True),
                                         ("timestep_type", "continuous"), ("skip_prk_steps", False),
                                         ("predict_x0", False), ("disable_corrector", [0])])
@@ -39,14 +39,47 @@ def test_from_config_refuses_an_unsupported_option_by_name_where_the_class_has_i
 
 def test_from_config_names_the_supported_classes():
     for name, sampler in SAMPLERS.items():
-        config = {"_class_name": scheduler.NAMES[name], "skip_prk_steps": True}
+        config = {**scheduler.NAMES[name], "skip_prk_steps": True}
         assert scheduler.from_config(config)[0] is sampler
     with pytest.raises(ValueError, match="scheduler 'DEISMultistepScheduler' is not supported; supported are DDIM"):
         scheduler.from_config({"_class_name": "DEISMultistepScheduler"})
     for name in ("dpmpp_2m", "unipc"):
-        config = {"_class_name": scheduler.NAMES[name], "lower_order_final": False}
+        config = {**scheduler.NAMES[name], "lower_order_final": False}
         assert scheduler.from_config(config) == (SAMPLERS[name], {"lower_order_final": False})
     assert scheduler.from_config({"_class_name": "LCMScheduler", "timestep_scaling": 5})[1] == {"scaling": 5}
+
+
+@pytest.mark.parametrize("theirs, ours", [
+    ("Euler", "euler"), ("Euler a", "euler_ancestral"), ("LMS", "lms"), ("LMS Karras", "lms_karras"), ("Heun", "heun"),
+    ("DPM++ 2M", "dpmpp_2m"), ("DPM++ 2M Karras", "dpmpp_2m_karras"), ("DPM++ SDE", "dpmpp_sde"),
+    ("DPM++ SDE Karras", "dpmpp_sde_karras"), ("DPM++ 2M SDE", "dpmpp_2m_sde"), ("DDIM", "ddim"), ("PLMS", "plms"),
+    ("DPM++ 2M SDE Karras", "dpmpp_2m_sde_karras"), ("DPM++ 2M SDE Exponential", "dpmpp_2m_sde_exponential"),
+    ("UniPC", "unipc"), ("LCM", "lcm"), ("dpm++_2m", "dpmpp_2m"), ("  euler  A ", "euler_ancestral")])
+def test_a_sampler_goes_by_the_web_uis_name_too(theirs, ours):
+    assert scheduler.named(theirs) == scheduler.named(ours)
+    sampler, spacing = (ours.rpartition("_")[::2] if ours.rpartition("_")[2] in scheduler.SPACINGS else (ours, None))
+    config = {"skip_prk_steps": True, **scheduler.named(theirs)}
+    assert scheduler.from_config(config)[0] is SAMPLERS[sampler]
+    assert [key for key in scheduler.SIGMAS if config.get(key)] == [f"use_{spacing}_sigmas"] * bool(spacing)
+
+
+def test_a_name_decides_the_spacing_against_the_checkpoint():
+    config = {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}
+    levels = [from_diffusers({**config, **scheduler.named(name)}, 8, SD)[4].sigma
+              for name in ("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_beta")]
+    assert levels[0] == levels[1] != levels[2]
+    assert scheduler.from_config({**config, **scheduler.named("dpmpp_2m")})[0] is SAMPLERS["dpmpp_2m"]
+    with pytest.raises(ValueError, match="asked for the spacings karras and beta; there can be one"):
+        from_diffusers({"_class_name": EULER, **KARRAS, "use_beta_sigmas": True}, 8, SD)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("ddim_karras", "ddim has no karras spacing; euler, heun, lms, dpmpp_2m, dpmpp_2m_sde, dpmpp_sde, unipc do"),
+    ("Euler a Karras", "euler_ancestral has no karras spacing"), ("karras", "unknown sampler 'karras'; there are ddim"),
+    ("DPM++ 3M SDE", "unknown sampler 'DPM++ 3M SDE'; .* may end in _karras, _exponential, _beta")])
+def test_a_name_that_means_nothing_is_told_what_does(name, message):
+    with pytest.raises(ValueError, match=re.escape(message).replace(r"\.\*", ".*")):
+        scheduler.named(name)
 
 
 def test_pndm_without_a_word_means_runge_kutta_steps_which_we_do_not_have():
@@ -181,7 +214,7 @@ def test_what_a_scheduler_config_cannot_say_is_named(change, message):
 
 
 @pytest.mark.parametrize("name, key, value", [
-    ("DDIMScheduler", "thresholding", True), ("DDPMScheduler", "variance_type", "fixed_large"),
+    ("DDIMScheduler", "thresholding", True), ("DDPMScheduler", "variance_type", "learned_range"),
     ("EulerDiscreteScheduler", "timestep_type", "continuous"), ("PNDMScheduler", "skip_prk_steps", False),
     ("DPMSolverMultistepScheduler", "solver_order", 3), ("DPMSolverMultistepScheduler", "use_lu_lambdas", True),
     ("UniPCMultistepScheduler", "solver_order", 3), ("UniPCMultistepScheduler", "predict_x0", False)])

@@ -23,7 +23,7 @@ def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(name, kind):
 @pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), 8.0, np.float64(8), torch.tensor(8.0), "8",
                                    torch.tensor([8]), np.array([8]), math.nan, -1, None])
 def test_what_only_looks_like_a_whole_number_is_refused(name, value):
-    if value is None and name in ("height", "width", "tile"):
+    if value is None and name in ("steps", "height", "width", "tile"):
         return
     with pytest.raises(ValueError, match=f"{name} is .*; it must be a whole number from . to "):
         Settings(**{name: value})

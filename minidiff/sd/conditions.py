@@ -1,6 +1,7 @@
 """What a run of Stable Diffusion starts from: settings, prompts and pictures, checked, as one row per picture drawn."""
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -37,19 +38,23 @@ def plan(config: dict[str, Any], schedule: Discrete, s: Settings,
     clipped = None
     if isinstance(s.sampler, tuple):
         sampler, levels = s.sampler
-        options = {}
+        options = scheduler.timed(sampler, schedule)
     else:
         if s.sampler is not None:
-            if s.sampler not in scheduler.NAMES:
-                raise ValueError(f"unknown sampler {s.sampler!r}; there are {', '.join(scheduler.NAMES)}")
             # plms is PNDM without the Runge-Kutta steps, which are off in Stable Diffusion's configs
-            config = {"skip_prk_steps": True, **config, "_class_name": scheduler.NAMES[s.sampler]}
+            config = {"skip_prk_steps": True, **config, **scheduler.named(s.sampler)}
         sampler, options = scheduler.from_config(config)
         levels = scheduler.from_diffusers(config, s.steps, schedule)
         clipped = scheduler.clip_range(config)
+    if s.churn:
+        if sampler is not samplers.euler:
+            raise ValueError(f"churn belongs to euler; the sampler is {getattr(sampler, '__name__', sampler)}")
+        sampler = samplers.euler_churn
+        options = {**options, "churn": s.churn, **scheduler.timed(sampler, schedule)}
     if s.eta is not None:
-        if sampler is not samplers.ddim:
-            raise ValueError(f"eta belongs to ddim; the sampler is {getattr(sampler, '__name__', sampler)}")
+        if "eta" not in inspect.signature(sampler).parameters:
+            raise ValueError(f"eta belongs to {', '.join(samplers.ETA)}; the sampler is "
+                             f"{getattr(sampler, '__name__', sampler)}")
         options = {**options, "eta": s.eta}
     if s.image is None and s.strength is not None:
         raise ValueError("strength needs an image, of which it says how much is drawn anew")

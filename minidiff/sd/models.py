@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from minidiff import samplers
 from minidiff.device import find_device, vae_dtype
 from minidiff.io import checkpoint, rename
 from minidiff.io.hub import find
@@ -23,7 +24,8 @@ from minidiff.io.write import write_atomic
 from minidiff.nets.clip import CLIPText
 from minidiff.nets.unet import UNet
 from minidiff.nets.vae import VAE
-from minidiff.sd.scheduler import discrete
+from minidiff.sd.scheduler import discrete, named
+from minidiff.sd.settings import Settings
 from minidiff.text import EOS, Text
 
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}  # diffusers' name -> ours
@@ -173,6 +175,16 @@ class Model:
     def spreads(self) -> bool:
         """Whether img2img spreads all steps over what strength leaves, as in LatentConsistencyModelImg2ImgPipeline."""
         return bool(self.unet.config.time_cond_proj_dim) and not self.text.pooled
+
+    def settled(self, s: Settings) -> Settings:
+        """Settings with the steps and the guidance scale that suit this model, where they were left open."""
+        told = bool(self.unet.config.time_cond_proj_dim)
+        if isinstance(s.sampler, tuple):
+            lcm = s.sampler[0] is samplers.lcm
+        else:
+            name = self.scheduler["_class_name"] if s.sampler is None else named(s.sampler)["_class_name"]
+            lcm = name == "LCMScheduler"
+        return s.settled(lcm, told)
 
     @contextmanager
     def at_work(self, net: nn.Module) -> Iterator[nn.Module]:

@@ -30,6 +30,7 @@ def run(model: Model, prompt: str | list[str] | None, s: Settings) -> Iterator[S
     Raises:
         ValueError: a setting that does not fit the model or the others, or too little memory.
     """
+    s = model.settled(s)
     return _steps(model, _begin(model, prompt, s), s)                   # a generator alone would check when first asked
 
 

@@ -5,14 +5,16 @@ class on a checkpoint's config, replace `_class_name`: like diffusers, we ignore
 """
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from minidiff import samplers
-from minidiff.grid import Grid, distilled, inverse, karras, times
+from minidiff.grid import Grid, beta, distilled, exponential, inverse, karras, times
 from minidiff.io.checkpoint import scheduler_config
 from minidiff.schedule import (
     SD,
@@ -37,21 +39,24 @@ class Row(NamedTuple):
     reads: tuple[str, ...] = ()       # options of its grid, besides COMMON
     accepts: dict[str, tuple] = {}    # options that would make it another algorithm, and their values that do not
     takes: dict[str, tuple] = {}      # keyword of the sampler -> option and its default
+    turns: dict[tuple, Callable] = {} # option and its value that make it another sampler
     clips: bool | None = None         # x0, where the config does not say; None: it never does
     clean: bool = True                # whether the last level is without noise, where the config does not say
     betas: tuple = ("linear", 0.0001, 0.02)  # schedule and its ends, where the config has none
 
 
 COMMON = ("timestep_spacing", "steps_offset", "rescale_betas_zero_snr")
-SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+SPACINGS = {"karras": karras, "exponential": exponential, "beta": beta}  # of sigma/alpha
+SIGMAS = tuple(f"use_{name}_sigmas" for name in SPACINGS)
 ENDS = ("sigma_min", "sigma_max")
-REFUSED = ("use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", *ENDS)
+REFUSED = ("use_lu_lambdas", "use_flow_sigmas", *ENDS)
 NO_THRESHOLD = {"thresholding": (False,)}
 LAST = {"lower_order_final": ("lower_order_final", True)}
 CLASSES = {
     "DDIMScheduler": Row(samplers.ddim, "leading", reads=("set_alpha_to_one",), accepts=NO_THRESHOLD, clips=True),
-    "DDPMScheduler": Row(samplers.ddpm, "leading", accepts={**NO_THRESHOLD, "variance_type": ("fixed_small",)},
-                         clips=True),
+    "DDPMScheduler": Row(
+        samplers.ddpm, "leading", clips=True, turns={("variance_type", "fixed_large"): samplers.ddpm_large},
+        accepts={**NO_THRESHOLD, "variance_type": ("fixed_small", "fixed_small_log", "fixed_large")}),
     "EulerDiscreteScheduler": Row(samplers.euler, coordinates="VE", accepts={"timestep_type": ("discrete",)},
                                   reads=(*SIGMAS, *ENDS, "final_sigmas_type", "interpolation_type")),
     "EulerAncestralDiscreteScheduler": Row(samplers.euler_ancestral, coordinates="VE"),
@@ -62,9 +67,11 @@ CLASSES = {
                          clean=False),
     "DPMSolverMultistepScheduler": Row(
         samplers.dpmpp_2m, reads=(*SIGMAS, "final_sigmas_type", "use_lu_lambdas", "use_flow_sigmas"), takes=LAST,
-        accepts={**NO_THRESHOLD, "algorithm_type": ("dpmsolver++",), "solver_order": (2,), "euler_at_final": (False,),
+        turns={("algorithm_type", "sde-dpmsolver++"): samplers.dpmpp_2m_sde},
+        accepts={**NO_THRESHOLD, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (2,), "euler_at_final": (False,),
                  "lambda_min_clipped": (-math.inf,), "variance_type": (None,), "use_dynamic_shifting": (False,),
                  "solver_type": ("midpoint", "logrho", "bh1", "bh2")}),  # the other solvers' names mean midpoint here
+    "DPMSolverSDEScheduler": Row(samplers.dpmpp_sde, coordinates="VE", reads=SIGMAS),
     "UniPCMultistepScheduler": Row(
         samplers.unipc, reads=(*SIGMAS, *ENDS, "final_sigmas_type", "use_flow_sigmas"), takes=LAST,
         accepts={**NO_THRESHOLD, "solver_order": (2,), "predict_x0": (True,), "disable_corrector": ([], ()),
@@ -73,8 +80,11 @@ CLASSES = {
     "LCMScheduler": Row(samplers.lcm, "leading", reads=("original_inference_steps",), accepts=NO_THRESHOLD, clips=False,
                         takes={"scaling": ("timestep_scaling", 10.0)}, betas=("scaled_linear", 0.00085, 0.012)),
 }
-NAMES = {name: theirs for name, sampler in samplers.SAMPLERS.items() for theirs, row in CLASSES.items()
-         if row.sampler is sampler}  # our name -> diffusers' class
+NAMES = {name: {"_class_name": theirs, **dict(made)} for theirs, row in CLASSES.items()
+         for name, sampler in samplers.SAMPLERS.items()
+         for made, known in (((), row.sampler), *(((of,), other) for of, other in row.turns.items()))
+         if known is sampler}  # our name -> diffusers' class, and the option that makes it another sampler
+NAMES["dpmpp_2m"]["algorithm_type"] = "dpmsolver++"  # whatever a checkpoint says: its other algorithm has another name
 UNSAID = {"skip_prk_steps": False}  # where an absent option means one that is not supported
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "sigmoid": sigmoid_betas}  # with two ends
 SD_CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1,
@@ -90,6 +100,7 @@ PRESETS = {
     "sd-plms": {"_class_name": "PNDMScheduler"},
     "sd-dpmpp": {"_class_name": "DPMSolverMultistepScheduler"},
     "sd-dpmpp-karras": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+    "sd-dpmpp-sde": {"_class_name": "DPMSolverSDEScheduler"},
     "sd-unipc": {"_class_name": "UniPCMultistepScheduler"},
     "lcm": {"_class_name": "LCMScheduler"},
 }
@@ -107,6 +118,38 @@ def row(config: dict[str, Any]) -> Row:
     if (name := config.get("_class_name")) not in CLASSES:
         raise ValueError(f"scheduler {name!r} is not supported; supported are {', '.join(CLASSES)}")
     return CLASSES[name]
+
+
+def named(name: str) -> dict[str, Any]:
+    """What a sampler's name changes in a config: the class, and the spacing of sigma/alpha where the name ends in one.
+
+    Args:
+        name: of `samplers.SAMPLERS`, with _karras, _exponential or _beta behind it for a class that has them; or the
+            same as AUTOMATIC1111's web UI writes it.
+
+    Raises:
+        ValueError: an unknown name, or a spacing that the class does not have.
+
+    >>> named("DPM++ 2M Karras") == named("dpmpp_2m_karras"), named("Euler a")["_class_name"]
+    (True, 'EulerAncestralDiscreteScheduler')
+    """
+    words = name.lower().replace("dpm++", "dpmpp").replace("_", " ").split()
+    if words[:2] == ["euler", "a"]:
+        words[1] = "ancestral"
+    spacing = words.pop() if words and words[-1] in SPACINGS else None
+    plain = "_".join(words)
+    if plain not in NAMES:
+        raise ValueError(f"unknown sampler {name!r}; there are {', '.join(NAMES)}, of which {', '.join(_spaced())} may "
+                         f"end in {', '.join(f'_{word}' for word in SPACINGS)}")
+    if spacing is None:
+        return dict(NAMES[plain])
+    if plain not in _spaced():
+        raise ValueError(f"{plain} has no {spacing} spacing; {', '.join(_spaced())} do")
+    return {**NAMES[plain], **{f"use_{word}_sigmas": word == spacing for word in SPACINGS}}
+
+
+def _spaced() -> list[str]:
+    return [name for name, made in NAMES.items() if SIGMAS[0] in CLASSES[made["_class_name"]].reads]
 
 
 def discrete(config: dict[str, Any]) -> Discrete:
@@ -153,7 +196,19 @@ def from_config(config: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
         if value not in values:
             raise ValueError(f"{config['_class_name']} with {key} = {value!r} is not supported; supported is "
                              f"{values[0]!r}")
-    return known.sampler, {keyword: config.get(key, unsaid) for keyword, (key, unsaid) in known.takes.items()}
+    sampler = next((other for (key, value), other in known.turns.items() if config.get(key) == value), known.sampler)
+    options = {keyword: config.get(key, unsaid) for keyword, (key, unsaid) in known.takes.items()}
+    return sampler, options | timed(sampler, discrete(config))
+
+
+def timed(sampler: Callable, schedule: Discrete) -> dict[str, Callable]:
+    """The keyword of samplers that visit levels beside their grid's: `time`, from sigma/alpha to the net's time.
+
+    >>> timed(samplers.ddim, SD), round(timed(samplers.dpmpp_sde, SD)["time"](1.0), 1)
+    ({}, 353.9)
+    """
+    has = "time" in inspect.signature(sampler).parameters
+    return {"time": partial(inverse, table=schedule.nsr)} if has else {}
 
 
 def clip_range(config: dict[str, Any]) -> float | None:
@@ -193,6 +248,8 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
     for key, values in (("interpolation_type", ("linear",)), ("final_sigmas_type", ("zero", "sigma_min"))):
         if get(key, values[0]) not in values:
             raise ValueError(f"{key} {get(key)!r} is not supported; supported is {' or '.join(values)}")
+    if len(asked := [word for word in SPACINGS if get(f"use_{word}_sigmas")]) > 1:
+        raise ValueError(f"{name} is asked for the spacings {' and '.join(asked)}; there can be one")
     spacing, dpm = get("timestep_spacing") or known.spacing, known.sampler in (samplers.dpmpp_2m, samplers.unipc)
     if known.sampler is samplers.lcm:
         ts = distilled(n, schedule.T, get("original_inference_steps", 50))
@@ -205,9 +262,11 @@ def from_diffusers(config: dict[str, Any], n: int, schedule: Discrete) -> Grid:
         # NOTE: these classes cap an infinite sigma/alpha (zero terminal SNR) at alpha_bar = 2^-24
         nsr = [min(u, math.sqrt(2**24 - 1)) for u in nsr] if get("rescale_betas_zero_snr") else nsr
         us = [interpolate(t, nsr) for t in ts]
-        if get("use_karras_sigmas"):
-            us = karras(n, nsr[-1], nsr[0]) if vp else karras(n, us[0], us[-1])
+        if asked:
+            us = SPACINGS[asked[0]](n, *((nsr[-1], nsr[0]) if vp else (us[0], us[-1])))
             ts = [inverse(u, nsr) for u in us]
+            # NOTE: diffusers rounds only Karras' times and cuts the fraction off the others', an exact 999 to 998:
+            # test_every_class_with_a_spacing_has_diffusers_levels
             ts = [float(round(t)) for t in ts] if vp else ts
     else:
         us = [nsr[int(t)] for t in ts]

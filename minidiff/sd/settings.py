@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -28,15 +28,20 @@ class Settings:
 
     Args:
         negative_prompt: what to steer away from, one text or one per prompt; None is "".
-        steps: of the sampler, 1 … 1000, of which `strength` may leave some out; a network call each (Heun: two).
-        guidance_scale: e = e_uncond + scale·(e_cond − e_uncond); ≤ 1 is off: one conditional call per step.
+        steps: of the sampler, 1 … 1000, of which `strength` may leave some out; a network call each (heun, dpmpp_sde:
+            two). None: 25, by lcm 4.
+        guidance_scale: e = e_uncond + scale·(e_cond − e_uncond); ≤ 1 is off: one conditional call per step. None: 7.5;
+            by lcm 1, or 8.5 for a model that is told it (Luo et al. 2023, arXiv 2310.04378).
         guidance_rescale: share φ in [0, 1] of e that is scaled to the standard deviation of e_cond (2305.08891 eq. 16).
         sampler: None follows the checkpoint's scheduler; a name, what diffusers' class of that name makes of the same
-            config; or a pair (function, Grid): then the grid counts the steps.
+            config (see `minidiff.sd.scheduler.named`: "dpmpp_2m_karras", or "DPM++ 2M Karras"); or a pair
+            (function, Grid): then the grid counts the steps.
         seed: image i draws all its noise from one CPU generator seeded with seed + i, which is below 2³².
         height, width: in pixels; None: the size the model was trained at (img2img: the image's).
         num_images: per prompt.
-        eta: fresh noise of ddim, in [0, 1]; None is 0.
+        eta: share of fresh noise, in [0, 1], of ddim (None is 0), and of euler_ancestral, dpmpp_2m_sde and dpmpp_sde
+            (None is 1).
+        churn: of euler: how much noise is added back on the way (Karras et al. 2022, S_churn), at least 0; None is 0.
         clip_skip: leave out so many of the text encoder's last layers (for the prompt, not for the negative prompt).
         latents: unit noise (B,C,h,w) to start from instead of the seed's.
         prompt_embeds, negative_prompt_embeds: pairs (context (P,77,D), vec) as `pipe.text` gives, instead of texts.
@@ -71,8 +76,8 @@ class Settings:
     """
 
     negative_prompt: str | list[str] | None = None
-    steps: int = 25
-    guidance_scale: float = 7.5
+    steps: int | None = None
+    guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     sampler: str | tuple[Callable, Grid] | None = None
     seed: int = 0
@@ -80,6 +85,7 @@ class Settings:
     width: int | None = None
     num_images: int = 1
     eta: float | None = None
+    churn: float | None = None
     clip_skip: int = 0
     latents: Tensor | None = None
     prompt_embeds: tuple[Tensor, Tensor | None] | None = None
@@ -105,10 +111,14 @@ class Settings:
         spans = {"steps": (1, 1000), "seed": (0, SEEDS - 1), "num_images": (1, 10**6), "clip_skip": (0, 100),
                  "height": (1, 2**20), "width": (1, 2**20), "tile": (1, 2**20)}
         for name, (low, high) in spans.items():
-            if getattr(self, name) is not None or name not in ("height", "width", "tile"):
+            if getattr(self, name) is not None or name not in ("steps", "height", "width", "tile"):
                 self._set(name, whole(name, getattr(self, name), low, high))
         check_seeds(self.seed, self.num_images)
-        self._set("guidance_scale", number("guidance_scale", self.guidance_scale))
+        for name in ("guidance_scale", "churn"):
+            if getattr(self, name) is not None:
+                self._set(name, number(name, getattr(self, name)))
+        if (self.churn or 0) < 0:
+            raise ValueError(f"churn is {self.churn:g}; it must be at least 0")
         for name in ("guidance_rescale", "eta", "strength"):
             if getattr(self, name) is not None or name == "guidance_rescale":
                 self._set(name, number(name, getattr(self, name), share=True))
@@ -145,6 +155,19 @@ class Settings:
         if (self.controlnet is None) != (self.control_image is None):
             raise ValueError("controlnet and control_image go together: one of them is missing")
         self.controls  # checks them
+
+    def settled(self, lcm: bool, told: bool) -> Settings:
+        """The same, with the numbers of a run where they were left open.
+
+        Args:
+            lcm: whether it samples by lcm. told: whether the model is told the guidance scale.
+
+        >>> Settings().settled(lcm=False, told=False).steps, Settings(steps=8).settled(lcm=True, told=True).steps
+        (25, 8)
+        """
+        steps, scale = (4, 8.5 if told else 1.0) if lcm else (25, 7.5)
+        return replace(self, steps=self.steps or steps,
+                       guidance_scale=scale if self.guidance_scale is None else self.guidance_scale)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
