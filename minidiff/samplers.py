@@ -62,7 +62,7 @@ def ddpm(denoise: Callable, x: Tensor, grid: Grid, *,
 
 def ddpm_large(denoise: Callable, x: Tensor, grid: Grid, *,
                noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
-    """Ancestral sampling with the larger variance (Ho et al. 2020, section 3.2; "fixed_large"): that of the way forward.
+    """Ancestral sampling with the larger variance (Ho et al. 2020, section 3.2, "fixed_large"): the forward step's.
 
         x' = alpha'·x0 + sigma'·r·eps + sigma·√(1 − r²)·z,   r = sigma'·alpha/(alpha'·sigma)
 
@@ -87,7 +87,7 @@ def ddpm_large(denoise: Callable, x: Tensor, grid: Grid, *,
 def euler(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
     """Euler's method for the probability-flow ODE in x/alpha over sigma/alpha: ddim with eta = 0.
 
-    Karras et al. 2022 (arXiv 2206.00364, algorithm 1 without its second half). Order 1. Matches: EulerDiscreteScheduler.
+    Karras et al. 2022 (arXiv 2206.00364, algorithm 1, first half). Order 1. Matches: EulerDiscreteScheduler.
 
     >>> from minidiff.sd.scheduler import preset
     >>> from minidiff.prediction import oracle

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minidiff import values
 from minidiff.io.checkpoint import named
+from minidiff.io.emphasis import parse
 from minidiff.io.plain_text import read_json
 from minidiff.io.tokenizer import load_tokenizer, load_tokenizers
 from minidiff.io.tokens import BOS, CLOSE, EOS, LENGTH, OPEN
@@ -86,7 +87,7 @@ class Text(nn.Module):
         return sum(encoder.config.hidden_size for encoder in self.encoders)
 
     def forward(self, prompts: list[str], clip_skip: int = 0, *, prompts_2: list[str] | None = None,
-                chunks: int = 1) -> tuple[Tensor, Tensor | None]:
+                chunks: int = 1, weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """Encode prompts.
 
         Args:
@@ -95,6 +96,12 @@ class Text(nn.Module):
             prompts_2: B texts for the second encoder instead.
             chunks: read so many times 75 tokens, each with a start and an end of its own, as AUTOMATIC1111's web UI;
                 vec is that of the first.
+            weights: read (red:1.3), [red] and BREAK, see `minidiff.io.emphasis`: each token's vector is multiplied by
+                its weight, and all of a chunk by what brings its mean back. vec stays as it is.
+
+        Matches:
+            with weights, AUTOMATIC1111's "original" emphasis and the recipe of diffusers' community pipeline
+            lpw_stable_diffusion: tests/parity/test_clip.py.
 
         Returns:
             context (B,77·chunks,D), one vector per token, and vec (B,P), one per prompt, or None without projection.
@@ -105,18 +112,26 @@ class Text(nn.Module):
         texts = [prompts, prompts_2 or prompts][-len(self.encoders):]
         parts, vec = [], None
         for tokenizer, encoder, text in zip(self.tokenizers, self.encoders, texts):
-            ids = tokenize(tokenizer, text, chunks).to(next(encoder.parameters()).device)
-            x, vec = encoder(ids.view(-1, LENGTH), clip_skip=clip_skip + self.pooled, norm=not self.pooled)
+            device = next(encoder.parameters()).device
+            ids, weight = weigh(tokenizer, text, chunks) if weights else (tokenize(tokenizer, text, chunks), None)
+            x, vec = encoder(ids.to(device).view(-1, LENGTH), clip_skip=clip_skip + self.pooled, norm=not self.pooled)
+            if weight is not None:
+                # NOTE: the mean of each chunk of each prompt; the web UI takes that of all prompts of a batch
+                heavy = x * weight.to(x).view(-1, LENGTH, 1)
+                ratio = x.mean((1, 2), keepdim=True) / heavy.mean((1, 2), keepdim=True)
+                x = heavy * ratio.nan_to_num(1.0, 1.0, 1.0)
             parts.append(x.reshape(len(ids), -1, x.shape[-1]))               # (B, 77·chunks, D)
         return torch.cat(parts, dim=-1), None if vec is None else vec[::chunks]
 
-    def chunks(self, prompt: str) -> int:
-        """How many times 75 tokens a prompt has, at least 1.
+    def chunks(self, prompt: str, weights: bool = False) -> int:
+        """How many times 75 tokens a prompt has, at least 1; with weights, each BREAK begins anew.
 
         >>> from minidiff.io.weights import weights_dir
         >>> Text.from_pretrained(weights_dir() / "mini-sd").chunks("red " * 76)
         2
         """
+        if weights:
+            return max(len(_weighted(tokenizer, prompt)) for tokenizer in self.tokenizers)
         return max(1 + len(tokenizer.encode(values.text(prompt)).overflowing) for tokenizer in self.tokenizers)
 
 
@@ -131,6 +146,42 @@ def tokenize(tokenizer: Tokenizer, prompts: list[str], chunks: int = 1) -> Tenso
     read = tokenizer.encode_batch([values.text(prompt) for prompt in prompts])
     rows = [[part.ids for part in (first, *first.overflowing)] for first in read]
     return torch.tensor([sum((row + [empty] * chunks)[:chunks], []) for row in rows])
+
+
+def weigh(tokenizer: Tokenizer, prompts: list[str], chunks: int = 1) -> tuple[Tensor, Tensor]:
+    """Token ids and their weights (B, 77·chunks) of prompts with weights; start, end and padding weigh 1.
+
+    NOTE: a chunk ends after 75 tokens; the web UI goes back to a comma, if one is among the last 20.
+
+    >>> from minidiff.io.weights import weights_dir
+    >>> ids, weights = weigh(load_tokenizer(weights_dir() / "mini-sd" / "tokenizer"), ["a (red:1.3) house"])
+    >>> weights[0, :5]
+    tensor([1.0000, 1.0000, 1.3000, 1.0000, 1.0000])
+    """
+    start, *rest = tokenizer.encode("").ids
+    ids, weights = [], []
+    for prompt in prompts:
+        parts = (_weighted(tokenizer, prompt) + [[]] * chunks)[:chunks]
+        ids.append([i for part in parts for i in (start, *(i for i, _ in part), *rest[:LENGTH - 1 - len(part)])])
+        weights.append([w for part in parts for w in (1.0, *(w for _, w in part), *[1.0] * (LENGTH - 1 - len(part)))])
+    return torch.tensor(ids), torch.tensor(weights)
+
+
+def _weighted(tokenizer: Tokenizer, prompt: str) -> list[list[tuple[int, float]]]:
+    """Of each chunk, at most 75 pairs of token and weight."""
+    chunks: list[list[tuple[int, float]]] = [[]]
+    for part in parse(values.text(prompt)):
+        if part is None:
+            chunks.append([])
+            continue
+        text, weight = part
+        first = tokenizer.encode(text)
+        for read in (first, *first.overflowing):
+            for i in read.ids[1:sum(read.attention_mask) - 1]:               # without start, end and padding
+                if len(chunks[-1]) == LENGTH - 2:
+                    chunks.append([])
+                chunks[-1].append((i, weight))
+    return chunks if chunks[-1] or len(chunks) == 1 else chunks[:-1]
 
 
 def words(tokenizer: Tokenizer, prompt: str) -> list[tuple[str, list[int]]]:

@@ -185,3 +185,24 @@ def test_an_alpha_that_is_no_real_number_is_named(pipe, tmp_path):
         load_lora(tmp_path / "a.pt", pipe.loras.parts)
     with pytest.raises(ValueError, match="no LoRA is loaded under"):
         pipe.unload_lora([])
+
+
+def test_a_prompt_may_name_loras_which_last_for_its_call(pipe, tmp_path):
+    save_lora(lora(pipe, 0), tmp_path / "ink.safetensors")
+    before = tiny.snapshot(pipe)
+    draw = {"steps": 2, "output": "tensor"}
+    named = f"a red house<lora:{tmp_path / 'ink'}:0.7>"
+    steps = pipe.stream(named, weights=True, **draw)
+    assert tiny.unchanged(tiny.snapshot(pipe), before)                        # not yet begun
+    next(steps)
+    assert not tiny.unchanged(tiny.snapshot(pipe), before)
+    steps.close()
+    drawn = pipe([named] * 2, weights=True, **draw)
+    assert tiny.unchanged(tiny.snapshot(pipe), before)
+    handle = pipe.load_lora(tmp_path / "ink.safetensors", 0.7)
+    assert torch.equal(drawn, pipe(["a red house"] * 2, **draw))
+    pipe.unload_lora(handle)
+    with pytest.raises(ValueError, match="name different LoRAs; give each a call of its own"):
+        pipe([named, "a red house"], weights=True, **draw)
+    with pytest.raises(FileNotFoundError, match="no.safetensors"):
+        pipe("a <lora:no:1>", weights=True)

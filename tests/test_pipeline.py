@@ -153,6 +153,18 @@ def test_a_long_prompt_names_the_words_it_loses(pipe):
         tensor(pipe, "red " * 75 + "house, night")
 
 
+def test_weights_are_read_when_asked_and_named_when_not(pipe):
+    with pytest.warns(UserWarning, match=r"\(red:1.3\) is read as letters; with weights=True it is read as in AUTO"):
+        letters = tensor(pipe, "a (red:1.3) house")
+    weighted = tensor(pipe, "a (red:1.3) house", weights=True)
+    with pytest.warns(UserWarning, match="BREAK is read as letters"):
+        tensor(pipe, negative_prompt="fog BREAK rain")
+    assert not torch.allclose(letters, weighted, atol=1e-3)
+    assert torch.equal(tensor(pipe, "a (red:1.0) house", weights=True), tensor(pipe, "a red house"))
+    long = " ".join(["red"] * 80)
+    assert torch.equal(tensor(pipe, long, weights=True), tensor(pipe, long, long=True))
+
+
 def test_an_empty_prompt_is_allowed(pipe):
     assert tensor(pipe, "").shape == (1, 3, 32, 32)
 

@@ -39,3 +39,29 @@ def test_an_encoder_with_too_few_places_is_named(tokenizer):
     small = {**tiny.TEXT, "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 32}
     with pytest.raises(ValueError, match="max_position_embeddings of the text encoder is 32; supported are 77 or more"):
         Text([tokenizer], [CLIPText(CLIPTextConfig.from_dict(small))])
+
+
+def test_weights_of_one_change_nothing(tmp_path):
+    text = tiny.pipeline(tmp_path).text
+    for prompt in ("a red house", "", "red " * 100):
+        n = text.chunks(prompt)
+        plain, weighted = text([prompt], chunks=n)[0], text([prompt], chunks=n, weights=True)[0]
+        assert torch.equal(plain, weighted) and text.chunks(prompt, weights=True) == n
+
+
+def test_weights_go_to_their_tokens_alone_and_keep_the_mean(tmp_path):
+    text = tiny.pipeline(tmp_path).text
+    plain, heavy = text(["a red house"])[0][0], text(["a (red:3) house"], weights=True)[0][0]
+    torch.testing.assert_close(plain.mean(), heavy.mean())
+    ratio = (heavy / plain).mean(-1)
+    torch.testing.assert_close(ratio[2] / ratio[1], torch.tensor(3.0))
+    assert ratio[[0, 1, 3, 4, 76]].std() < 1e-5
+
+
+def test_a_break_begins_a_chunk_of_its_own(tmp_path):
+    text, more = tiny.pipeline(tmp_path).text, "a red house BREAK snow, night"
+    assert text.chunks(more, weights=True) == 2 and text.chunks("a red house BREAK", weights=True) == 1
+    context, _ = text([more, "a tree"], chunks=2, weights=True)
+    alone = text(["a red house", "snow, night", "a tree", ""])[0]
+    torch.testing.assert_close(context, torch.cat([torch.cat([alone[0], alone[1]])[None],
+                                                   torch.cat([alone[2], alone[3]])[None]]))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minidiff import grid, samplers
 from minidiff.io.checkpoint import scheduler_config
+from minidiff.io.emphasis import looks_weighted
 from minidiff.nets.unet import UNetConfig, micro_conditioning
 from minidiff.schedule import Discrete
 from minidiff.sd import scheduler
@@ -91,8 +92,11 @@ def encode(text: Text, prompt: str | list[str] | None, s: Settings, *, guided: b
         raise ValueError(f"there are {len(prompts)} prompts, but {len(second)} in prompt_2")
     zeros = zeros and s.negative_prompt is None
     said = [*prompts, *second, *(negative if guided and not zeros else [])]
-    chunks = max(map(text.chunks, said), default=1) if s.long else 1
-    given = s.prompt_embeds or _encode(text, prompts, second or prompts, s.clip_skip, chunks)
+    if not s.weights and (letters := next(filter(None, map(looks_weighted, said)), None)):
+        warnings.warn(f"{letters} is read as letters; with weights=True it is read as in AUTOMATIC1111's web UI",
+                      stacklevel=2)
+    chunks = max((text.chunks(words, s.weights) for words in said), default=1) if s.long or s.weights else 1
+    given = s.prompt_embeds or _encode(text, prompts, second or prompts, s.clip_skip, chunks, s.weights)
     if not guided:
         return given, None
     if s.negative_prompt_embeds is not None:
@@ -100,7 +104,7 @@ def encode(text: Text, prompt: str | list[str] | None, s: Settings, *, guided: b
     elif zeros:
         against = tuple(part if part is None else torch.zeros_like(part) for part in given)
     else:
-        against = _encode(text, negative, negative, 0, chunks)
+        against = _encode(text, negative, negative, 0, chunks, s.weights)
     if len(against[0]) not in (1, len(given[0])):
         raise ValueError(f"there are {len(given[0])} prompts, but {len(against[0])} negative prompts")
     if given[0].ndim == against[0].ndim == 3 and given[0].shape[1] != against[0].shape[1]:
@@ -151,15 +155,16 @@ def _texts(prompts: str | list[str] | None) -> list[str]:
     return list(prompts)
 
 
-def _encode(text: Text, prompts: list[str], second: list[str], clip_skip: int, chunks: int) -> Pair:
+def _encode(text: Text, prompts: list[str], second: list[str], clip_skip: int, chunks: int, weights: bool) -> Pair:
     """Each different pair of texts once."""
     if not prompts:
         raise ValueError("a prompt is a text or a list of at least one text, not []")
     pairs = list(zip(prompts, second))
     different = list(dict.fromkeys(pairs))
     for words in dict.fromkeys(word for pair in different for word in pair):
-        if chunks == 1 and (lost := lost_words(text.tokenizers[0], words)):
+        if chunks == 1 and not weights and (lost := lost_words(text.tokenizers[0], words)):
             warnings.warn(f"the prompt is longer than 77 tokens; left out: {lost}", stacklevel=2)
-    context, vec = text([a for a, _ in different], clip_skip, prompts_2=[b for _, b in different], chunks=chunks)
+    context, vec = text([a for a, _ in different], clip_skip, prompts_2=[b for _, b in different], chunks=chunks,
+                        weights=weights)
     at = [different.index(pair) for pair in pairs]
     return context[at], None if vec is None else vec[at]

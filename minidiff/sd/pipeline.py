@@ -18,6 +18,7 @@ It is these ten lines; the rest of this folder loads models, checks settings, re
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from minidiff.grid import Step
 from minidiff.io.embeddings import load_embedding
+from minidiff.io.emphasis import cut_loras
 from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import load_lora
 from minidiff.sd.memory import MEGAPIXEL
@@ -70,7 +72,7 @@ class StableDiffusion(Model):
             ValueError: a setting out of its range, or of a form that does not fit the model or the others.
         """
         s = Settings(**settings)
-        for step in run(self, prompt, s):
+        for step in self._run(prompt, s):
             z = step.x
         if s.output == "latent":
             return z
@@ -124,7 +126,35 @@ class StableDiffusion(Model):
         >>> [round(step.level.sigma, 2) for step in pipe.stream("a red house", steps=3)]
         [0.95, 0.68, 0.04, 0.03]
         """
-        return run(self, prompt, Settings(**settings))
+        return self._run(prompt, Settings(**settings))
+
+    def _run(self, prompt: str | list[str] | None, s: Settings) -> Iterator[Step]:
+        """A run, with the LoRAs that its prompts name: in the weights while they are read, and while steps are taken."""
+        loras = []
+        if s.weights and prompt is not None:
+            cut = [cut_loras(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+            if any(named != cut[0][1] for _, named in cut):
+                raise ValueError("the prompts of one call name different LoRAs; give each a call of its own")
+            prompt = [text for text, _ in cut]
+            loras = [(load_lora(_lora_file(name), self.loras.parts), scale) for name, scale in cut[0][1]] if cut else []
+        if not loras:
+            return run(self, prompt, s)
+        with self._lent(loras):
+            steps = run(self, prompt, s)
+        return self._taken(steps, loras)
+
+    def _taken(self, steps: Iterator[Step], loras: list[tuple]) -> Iterator[Step]:
+        with self._lent(loras):
+            yield from steps
+
+    @contextmanager
+    def _lent(self, loras: list[tuple]) -> Iterator[None]:
+        handles = [self.loras.add(lora, scale) for lora, scale in loras]
+        try:
+            yield
+        finally:
+            for handle in reversed(handles):
+                self.loras.remove(handle)
 
     @torch.inference_mode()
     def preview(self, z: Tensor) -> list[Image.Image]:
@@ -196,3 +226,9 @@ class StableDiffusion(Model):
             for tokenizer, encoder, vectors in places:
                 teach(tokenizer, encoder, word, vectors)
         return word
+
+
+def _lora_file(name: str) -> Path:
+    """The file that a prompt means: with its ending or without."""
+    path = Path(name)
+    return path if path.is_file() or path.suffix else path.with_name(f"{path.name}.safetensors")

@@ -68,8 +68,8 @@ CLASSES = {
     "DPMSolverMultistepScheduler": Row(
         samplers.dpmpp_2m, reads=(*SIGMAS, "final_sigmas_type", "use_lu_lambdas", "use_flow_sigmas"), takes=LAST,
         turns={("algorithm_type", "sde-dpmsolver++"): samplers.dpmpp_2m_sde},
-        accepts={**NO_THRESHOLD, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (2,), "euler_at_final": (False,),
-                 "lambda_min_clipped": (-math.inf,), "variance_type": (None,), "use_dynamic_shifting": (False,),
+        accepts={**NO_THRESHOLD, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (2,),
+                 "euler_at_final": (False,), "lambda_min_clipped": (-math.inf,), "variance_type": (None,), "use_dynamic_shifting": (False,),
                  "solver_type": ("midpoint", "logrho", "bh1", "bh2")}),  # the other solvers' names mean midpoint here
     "DPMSolverSDEScheduler": Row(samplers.dpmpp_sde, coordinates="VE", reads=SIGMAS),
     "UniPCMultistepScheduler": Row(

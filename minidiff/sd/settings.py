@@ -49,6 +49,9 @@ class Settings:
         original_size, target_size, crops_coords_top_left: SDXL: (height, width) of the picture before it was cropped
             and after, and (top, left) of the crop, as if it were a training picture; None: that of the result.
         long: read prompts beyond 77 tokens, in chunks of 75, instead of cutting them off.
+        weights: read the prompts as AUTOMATIC1111's web UI does: (red:1.3) and (red) for more, [red] for less, BREAK for
+            a new chunk of 75 tokens, of which there are as many as it takes, and <lora:file:0.8> for a LoRA in this
+            call alone. See `minidiff.io.emphasis`.
         image: start from this: PIL image(s), on white where they are transparent, or a tensor (3,H,W) or (B,3,H,W) in
             [0, 1]; one, or one per prompt. PIL images of several sizes take that of the first.
         mask: with `image`, what to repaint: white (1) where it is at least ½; PIL, on black where it is transparent, or
@@ -95,6 +98,7 @@ class Settings:
     crops_coords_top_left: tuple[int, int] = (0, 0)
     target_size: tuple[int, int] | None = None
     long: bool = False
+    weights: bool = False
     image: Picture | None = None
     mask: Picture | None = None
     strength: float | None = None
@@ -122,7 +126,8 @@ class Settings:
         for name in ("guidance_rescale", "eta", "strength"):
             if getattr(self, name) is not None or name == "guidance_rescale":
                 self._set(name, number(name, getattr(self, name), share=True))
-        self._set("long", truth("long", self.long))
+        for name in ("long", "weights"):
+            self._set(name, truth(name, getattr(self, name)))
         if not (self.sampler is None or isinstance(self.sampler, str) or _is_pair(self.sampler)):
             raise ValueError(f"sampler is {self.sampler!r}; it must be a name or a pair (function, Grid)")
         if not isinstance(self.output, str) or self.output not in OUTPUTS:

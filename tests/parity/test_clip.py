@@ -6,6 +6,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from minidiff.nets.clip import CLIP, CLIPText, CLIPTextConfig, CLIPVision, CLIPVisionConfig
+from minidiff.text import Text
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
          "projection_dim": 20}
@@ -106,3 +107,32 @@ def test_the_towers_alone_same_as_transformers(tmp_path):
         torch.testing.assert_close(clip.encode_text(ids), unit, atol=1e-5, rtol=1e-5)
         for net in (vision, CLIPVision.from_pretrained(tmp_path / "again")):
             torch.testing.assert_close(net(image), other(image).pooler_output, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [["CLIPTextModel"], ["CLIPTextModel", "CLIPTextModelWithProjection"]], ids=["SD", "XL"])
+def test_weighted_prompts_same_as_the_documented_recipe(tmp_path, kinds, tokenizer, vocabulary):
+    """lpw_stable_diffusion in diffusers' examples/community: embeddings times weights, then the mean as it was."""
+    words = transformers.CLIPTokenizer.from_pretrained(vocabulary)
+    shape = {**TEXT, "vocab_size": len(words), "bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    references = [getattr(transformers, kind)(transformers.CLIPTextConfig(**shape)).eval() for kind in kinds]
+    for i, reference in enumerate(references):
+        reference.save_pretrained(tmp_path / str(i))
+    text = Text([tokenizer] * len(kinds), [CLIPText.from_pretrained(tmp_path / str(i)) for i in range(len(kinds))])
+    pieces = [("a ", 1.0), ("large red", 1.4), (" house, ", 1.0), ("snow", 1 / 1.1), (" and a tree", 0.0)]
+    ids, weights = [words.bos_token_id], [1.0]
+    for piece, weight in pieces:
+        found = words(piece, add_special_tokens=False).input_ids
+        ids, weights = ids + found, weights + [weight] * len(found)
+    left = 77 - len(ids)
+    ids, weights = torch.tensor([ids + [words.eos_token_id] * left]), torch.tensor([weights + [1.0] * left])
+    parts = []
+    with torch.no_grad():
+        for reference in references:
+            states = reference(ids, output_hidden_states=True)
+            x = states.last_hidden_state if len(kinds) == 1 else states.hidden_states[-2]
+            mean = x.float().mean(axis=[-2, -1])
+            x = x * weights.unsqueeze(-1)
+            parts.append(x * (mean / x.float().mean(axis=[-2, -1])).unsqueeze(-1).unsqueeze(-1))
+        context, vec = text(["a (large red:1.4) house, [snow]( and a tree:0)"], weights=True)
+    torch.testing.assert_close(context, torch.cat(parts, -1), atol=1e-5, rtol=1e-5)
+    assert vec is None or torch.equal(vec, text(["a large red house, snow and a tree"])[1])
