@@ -10,10 +10,14 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from minidiff.commands import EXAMPLE, bench, evaluate, generate, info, recipes, train
+from minidiff.commands import bench, evaluate, info, recipes, train
+from minidiff.generate import DTYPES, EXAMPLE, generate, read_prompts, settings_of
 from minidiff.io.plain_text import one_line
 
-SAMPLERS = ("ddim", "ddpm", "euler", "euler_ancestral", "heun", "lms", "plms", "dpmpp_2m", "unipc", "lcm")
+SAMPLERS = ("ddim", "ddpm", "ddpm_large", "euler", "euler_ancestral", "heun", "lms", "plms", "dpmpp_2m", "dpmpp_2m_sde",
+            "dpmpp_sde", "unipc", "lcm")
+OTHER_NAMES = {"image": "--init-image", "pipe.offload()": "--offload", "tile=512": "--tile 512",
+               "dtype=torch.float16": "--dtype float16"}  # what Python's messages call what is an option here
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,22 +34,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: print(f"minidiff: {one_line(message)}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(f"minidiff: {said(message)}", file=sys.stderr)
+        parser = None
+
+        def said(message: object) -> str:
+            return one_line(_with_options(str(message), parser))
+
         try:
             args = vars(_parser().parse_args(argv))
+            parser = args.pop("parser")
             args.pop("run")(**args)
             sys.stdout.flush()
             return 0
         except KeyboardInterrupt as stop:
-            print(f"minidiff: {one_line(stop) or 'stopped'}", file=sys.stderr)
+            print(f"minidiff: {said(stop) or 'stopped'}", file=sys.stderr)
             return getattr(stop, "code", 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # Python flushes once more at its end
             return 0
         except OSError as error:
-            print(f"minidiff: {one_line(_reason(error))}", file=sys.stderr)
+            print(f"minidiff: {said(_reason(error))}", file=sys.stderr)
         except ValueError as error:
-            print(f"minidiff: {one_line(error)}", file=sys.stderr)
+            print(f"minidiff: {said(error)}", file=sys.stderr)
         return 2
 
 
@@ -71,42 +81,17 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run, about: str, **texts) -> argparse.ArgumentParser:
         parser = commands.add_parser(name, help=about, description=about, **texts)
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=run, parser=parser)
         return parser
 
-    p = command("generate", _generate, "draw pictures of a prompt",
+    p = command("generate", _generate, "draw pictures of a prompt", argument_default=argparse.SUPPRESS,
                 formatter_class=argparse.RawDescriptionHelpFormatter,
                 epilog=f'example:\n  minidiff generate "{EXAMPLE}" --seed 3 --film night.webp')
-    p.add_argument("prompt", metavar="PROMPT", help="what to draw, in quotes")
-    p.add_argument("--model", default="mini-sd",
-                   help="mini-sd, which ships with minidiff (default), a model's folder, or its single file")
-    p.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of a single file, which carries none")
-    p.add_argument("--config", metavar="NAME", help="its family: sd1, sd2-base, sd2, sdxl, or a folder of its shape")
-    p.add_argument("--prediction-type", metavar="NAME",
-                   help="what the model predicts, if its file does not say it: epsilon, v_prediction or sample")
-    p.add_argument("--steps", type=_whole, default=25, help="steps from noise to picture, 1 to 1000 (default 25)")
-    p.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)}; default: the model's own")
-    p.add_argument("--guidance-scale", type=_real, default=7.5, metavar="X",
-                   help="how strongly the prompt counts; 1 is off (default 7.5)")
-    p.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
-    p.add_argument("--seed", type=_whole, default=0,
-                   help="another number, another picture; up to 4294967295 (default 0)")
-    p.add_argument("--num-images", type=_whole, default=1, metavar="N",
-                   help="pictures, with seeds SEED, SEED + 1, ... (default 1)")
-    p.add_argument("--size", type=_whole, metavar="PIXELS",
-                   help="side of the pictures (default: what the model was trained at, where it draws best)")
-    p.add_argument("--init-image", metavar="FILE", help="a picture to start from, instead of noise")
-    p.add_argument("--strength", type=_real, metavar="X",
-                   help="how much of --init-image is redrawn, 0 to 1 (default 0.6; with --mask 1)")
-    p.add_argument("--mask", metavar="FILE", help="a picture: repaint --init-image only where this is white")
-    p.add_argument("--lora", metavar="FILE[=X]", action="append", default=[],
-                   help="a LoRA to load, X times as strong; may be given several times")
-    p.add_argument("--controlnet", metavar="FOLDER", help="a ControlNet, for --control-image")
-    p.add_argument("--control-image", metavar="FILE", help="the picture that --controlnet is told")
-    p.add_argument("--grid", action="store_true", help="all pictures side by side in one file")
-    p.add_argument("--film", metavar="FILE", help="how the first picture came about: .png, .gif or .webp")
-    p.add_argument("--out", metavar="FILE", help="file (default: minidiff-0001.png, the next free number)")
-    p.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    _what(p.add_argument_group("what to draw"))
+    _how(p.add_argument_group("how"))
+    _from(p.add_argument_group("from a picture"))
+    _with(p.add_argument_group("with which model"))
+    _files(p.add_argument_group("files"))
 
     p = command("train", _train, "train a network of mini-sd")
     p.add_argument("recipe", nargs="?", metavar="RECIPE", help="see --list")
@@ -131,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--guidance-scale", type=_real, default=7.5, metavar="X", help="as in generate (default 7.5)")
     p.add_argument("--sampler", metavar="NAME", help="as in generate; default: the model's own")
 
-    p = command("info", _info, "show what a model file or folder holds")
-    p.add_argument("path", metavar="PATH", help="mini-sd, a model folder or a weight file")
+    p = command("info", _info, "show what a model file or folder holds, or how a picture was made")
+    p.add_argument("path", metavar="PATH", help="mini-sd, a model folder, a weight file or a picture")
     p.add_argument("--json", dest="as_json", action="store_true", help="as JSON")
 
     p = command("bench", _bench, "measure how fast a model runs here, beside diffusers where that is installed")
@@ -158,6 +143,93 @@ def _parser() -> argparse.ArgumentParser:
     return top
 
 
+def _what(g: argparse._ArgumentGroup) -> None:
+    g.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to draw, in quotes")
+    g.add_argument("--prompts", metavar="FILE", help="a text file instead, a prompt on each line")
+    g.add_argument("--like", metavar="PICTURE", help="as this picture was made, but for what is given here")
+    g.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
+    g.add_argument("--weights", action="store_true",
+                   help="read (red:1.3), [red], BREAK and <lora:FILE:0.8> as AUTOMATIC1111's web UI does")
+    g.add_argument("--long", action="store_true", help="read prompts beyond 77 tokens instead of cutting them off")
+    g.add_argument("--clip-skip", type=_whole, metavar="N",
+                   help="leave out the text encoder's last N layers (default 0)")
+    g.add_argument("--seed", type=_seed,
+                   help="another number, another picture; up to 4294967295, or random (default 0)")
+    g.add_argument("--num-images", type=_whole, metavar="N",
+                   help="pictures of each prompt, with seeds SEED, SEED + 1, ... (default 1)")
+
+
+def _how(g: argparse._ArgumentGroup) -> None:
+    g.add_argument("--steps", type=_whole, help="from noise to picture, 1 to 1000 (default 25; by lcm 4)")
+    g.add_argument("--sampler", metavar="NAME",
+                   help=f"one of {', '.join(SAMPLERS)}; some may end in _karras, _exponential or _beta; or the web "
+                        'UI\'s name, "DPM++ 2M Karras"; default: the model\'s own')
+    g.add_argument("--guidance-scale", type=_real, metavar="X",
+                   help="how strongly the prompt counts; 1 is off (default 7.5; by lcm 1, or 8.5 if told)")
+    g.add_argument("--guidance-rescale", type=_real, metavar="X",
+                   help="0 to 1: take back what guidance adds in contrast (default 0)")
+    g.add_argument("--eta", type=_real, metavar="X", help="0 to 1: share of fresh noise, of samplers that have some")
+    g.add_argument("--churn", type=_real, metavar="X", help="of euler: noise added back on the way (default 0)")
+    g.add_argument("--size", type=_whole, metavar="PIXELS",
+                   help="side of the pictures (default: what the model was trained at, where it draws best)")
+    g.add_argument("--height", type=_whole, metavar="PIXELS", help="instead of --size")
+    g.add_argument("--width", type=_whole, metavar="PIXELS", help="instead of --size")
+    g.add_argument("--enlarge", type=_real, metavar="X",
+                   help="draw, enlarge X times, redraw with --strength (default 0.3): for sizes beyond the model's own")
+
+
+def _from(g: argparse._ArgumentGroup) -> None:
+    g.add_argument("--init-image", metavar="FILE", help="a picture to start from, instead of noise")
+    g.add_argument("--strength", type=_real, metavar="X",
+                   help="how much of --init-image is redrawn, 0 to 1 (default 0.6; with --mask 1)")
+    g.add_argument("--mask", metavar="FILE", help="a picture: repaint --init-image only where this is white")
+    g.add_argument("--controlnet", metavar="FOLDER", action="append",
+                   help="a ControlNet, for --control-image; both may be given several times")
+    g.add_argument("--control-image", metavar="FILE", action="append", help="the picture that --controlnet is told")
+    g.add_argument("--control-scale", type=_real, metavar="X", action="append",
+                   help="how strongly it counts (default 1); for several ControlNets once for all or once for each")
+    g.add_argument("--control-start", type=_real, metavar="X", action="append",
+                   help="the share of the steps from which it counts (default 0)")
+    g.add_argument("--control-end", type=_real, metavar="X", action="append", help="and up to which (default 1)")
+
+
+def _with(g: argparse._ArgumentGroup) -> None:
+    g.add_argument("--model", metavar="MODEL",
+                   help="mini-sd, which ships with minidiff (default), a model's folder, its single file, or "
+                        '"owner/name" of the Hugging Face Hub')
+    g.add_argument("--download", action="store_true", help="fetch what is missing of owner/name")
+    g.add_argument("--variant", metavar="NAME", help='which of a folder\'s weight files, such as "fp16"')
+    g.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of a single file, which carries none")
+    g.add_argument("--config", metavar="NAME", help="its family: sd1, sd2-base, sd2, sdxl, or a folder of its shape")
+    g.add_argument("--prediction-type", metavar="NAME",
+                   help="what the model predicts, if its file does not say it: epsilon, v_prediction or sample")
+    g.add_argument("--vae", metavar="FILE", help="another VAE, a file or a folder")
+    g.add_argument("--lora", metavar="FILE[=X]", action="append",
+                   help="a LoRA to load, X times as strong; may be given several times")
+    g.add_argument("--embedding", metavar="FILE[=WORD]", action="append",
+                   help="a textual inversion to load, as WORD; may be given several times")
+    g.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the fastest there is)")
+    g.add_argument("--dtype", metavar="NAME",
+                   help=f"{', '.join(DTYPES)} (default: float16 on cuda, which takes half the memory and is faster, "
+                        "else float32)")
+    g.add_argument("--offload", action="store_true", help="keep on the device only the network at work: less memory")
+    g.add_argument("--tile", type=_whole, metavar="PIXELS", help="decode in tiles of this size: less memory, try 512")
+    g.add_argument("--compile", action="store_true", help="torch.compile the model: slow once, then faster")
+
+
+def _files(g: argparse._ArgumentGroup) -> None:
+    g.add_argument("--grid", action="store_true", help="all pictures side by side in one file")
+    g.add_argument("--film", metavar="FILE", help="how the first picture came about: .png, .gif or .webp")
+    g.add_argument("--out", metavar="FILE", help="file (default: minidiff-0001.png, the next free number)")
+    g.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    g.add_argument("--no-metadata", dest="metadata", action="store_false",
+                   help="do not write into the files how they were made, for info and --like")
+
+
+def _seed(text: str) -> int | str:
+    return text if text == "random" else _whole(text)
+
+
 def _whole(text: str) -> int:
     """Python's int also takes 1_0, digits of other scripts, and as many as you like."""
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
@@ -172,9 +244,40 @@ def _real(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number")
 
 
-def _generate(**options) -> None:
-    for path in generate(**options):
+def _generate(prompt: Sequence[str] = (), prompts: str | None = None, like: str | None = None, **options) -> None:
+    if len(prompt) > 1:
+        raise ValueError(f'quote the prompt: minidiff generate "{" ".join(prompt)}"')
+    if prompt and prompts is not None:
+        raise ValueError("give either a PROMPT or --prompts")
+    given = {"prompt": prompt[0]} if prompt else {} if prompts is None else {"prompt": read_prompts(prompts)}
+    known = {} if like is None else settings_of(like)
+    if "size" in options:
+        known = {name: value for name, value in known.items() if name not in ("height", "width")}
+    given = known | given
+    if "prompt" not in given:
+        raise ValueError(f'a PROMPT is missing: minidiff generate "{EXAMPLE}"')
+    for path in generate(**given | options, say=lambda line: print(f"minidiff: {one_line(line)}", file=sys.stderr)):
         print(path)
+
+
+def _with_options(message: str, parser: argparse.ArgumentParser | None) -> str:
+    """A message of Python's, with the names that its arguments have on the command line."""
+    names = {action.dest: action.option_strings[-1] for action in (parser._actions if parser else [])
+             if action.option_strings}
+    for theirs, ours in OTHER_NAMES.items():
+        if ours.split()[0] in names.values() and not theirs.isidentifier():
+            message = message.replace(theirs, ours)
+    names |= {theirs: ours for theirs, ours in OTHER_NAMES.items() if ours in names.values() and theirs.isidentifier()}
+    word = "|".join(map(re.escape, names)) or "(?!)"
+    alone = r"(?<![\w\"'./-])"
+
+    def option(found: re.Match) -> str:
+        return names[found[1]]
+
+    message = re.sub(rf"{alone}({word})=(True)?", option, message)                              # weights=True
+    message = re.sub(rf"^({word})(?= (?:is|are|[0-9.]+ of)\b)", option, message)                # steps is 0; …
+    return re.sub(rf"{alone}({word})\b(?![\"'./=])", lambda found: option(found) if "_" in found[1] else found[1],
+                  message)
 
 
 def _train(recipe: str | None, list: bool, **options) -> None:
@@ -198,6 +301,11 @@ def _evaluate(**options) -> None:
 
 def _info(path: str, as_json: bool) -> None:
     model = info(path)
+    if "picture" in model and not as_json:
+        print(one_line(model["path"]), one_line(model["picture"]), sep="\n")
+        for line in (model["text"] or "it does not say how it was made").splitlines():
+            print(f"  {one_line(line)}")
+        return
     if as_json:
         print(json.dumps(model, indent=2))
         return

@@ -18,7 +18,7 @@ LAYERS = (
     ("samplers", "multistep", "guidance", "exact", "likelihood", "text"),
     ("sd", "editing"),
     ("measure", "train"),
-    ("teach", "commands", "cli"),
+    ("teach", "generate", "commands", "cli"),
     ("__main__",),
 )
 LAYER = {f"minidiff.{name}": number for number, names in enumerate(LAYERS) for name in names}

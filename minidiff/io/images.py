@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -227,8 +227,26 @@ def open_image(path: str | Path, background: str = "white") -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def save_image(image: Image.Image, path: str | Path) -> None:
+def picture_size(path: str | Path) -> str | None:
+    """Width, height and format of a picture file; None: it is none.
+
+    >>> picture_size(__file__) is None
+    True
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=READ) as image:
+            return f"{image.width}×{image.height} pixels, {image.format}"
+    except Exception:                                                           # every decoder has its own
+        return None
+
+
+def save_image(image: Image.Image, path: str | Path, **more: Any) -> None:
     """Write a .png, .jpg or .webp file, all or nothing.
+
+    Args:
+        **more: of Pillow's save, such as those of `minidiff.io.parameters.for_saving`.
 
     Raises:
         ValueError: another ending.
@@ -240,7 +258,7 @@ def save_image(image: Image.Image, path: str | Path) -> None:
     (255, 0, 0)
     """
     data = io.BytesIO()
-    image.save(data, image_format(path), quality=95)
+    image.save(data, image_format(path), quality=95, **more)
     write_atomic(path, data.getvalue())
 
 
@@ -272,6 +290,16 @@ def fit(image: Image.Image, height: int, width: int | None = None) -> Image.Imag
     from PIL import Image, ImageOps
 
     return ImageOps.fit(image, (width or height, height), Image.Resampling.LANCZOS)
+
+
+def enlarged(image: Tensor, scale: float, multiple: int = 1) -> Tensor:
+    """Pictures (B,3,H,W) in [0, 1], their sides about `scale` times as long and divisible by `multiple`.
+
+    >>> enlarged(torch.zeros(1, 3, 16, 24), 1.5, multiple=8).shape
+    torch.Size([1, 3, 24, 40])
+    """
+    sides = [max(1, int(side * scale / multiple + 0.5)) * multiple for side in image.shape[-2:]]
+    return torch.nn.functional.interpolate(image, size=sides, mode="bicubic", antialias=scale < 1).clamp(0, 1)
 
 
 def image_format(path: str | Path) -> str:

@@ -1,10 +1,11 @@
 """Files written all or nothing; what cannot be written is named."""
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -60,3 +61,41 @@ def replace(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
             if isinstance(error, SafetensorError):
                 raise OSError(f"{path} cannot be written: {error}") from error
             raise
+
+
+def targets(out: str | Path | None, n: int) -> list[Path]:
+    """The n files to write: minidiff-0001.png … from the next free number on, or `out`, with -1, -2 … if n > 1.
+
+    >>> [path.name for path in targets("house.png", 2)]
+    ['house-1.png', 'house-2.png']
+    """
+    if out is None:
+        names = [path.stem.split("-")[1] for path in Path().glob("minidiff-*.png")]
+        taken = [int(name) for name in names if name.isdecimal()]
+        return [Path(f"minidiff-{max(taken, default=0) + i:04d}.png") for i in range(1, n + 1)]
+    out = Path(out)
+    return [out] if n == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(1, n + 1)]
+
+
+@contextmanager
+def claimed(wanted: list[Path], free: bool) -> Iterator[list[Path]]:
+    """The files to write. Of `free` ones, whose names were the next, those that nobody else took meanwhile.
+
+    They are there at once, empty, so that nobody takes them from now on, and go again if nothing is written.
+    """
+    if not free:
+        yield wanted
+        return
+    taken, numbers = [], itertools.count(int(wanted[0].stem.split("-")[1]))
+    while len(taken) < len(wanted):
+        path = Path(f"minidiff-{next(numbers):04d}.png")
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            taken.append(path)
+    try:
+        yield taken
+    except BaseException:
+        for path in taken:
+            if not path.stat().st_size:
+                path.unlink()
+        raise

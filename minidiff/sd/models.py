@@ -74,7 +74,8 @@ class Model:
     def from_pretrained(cls, source: str | Path, *, tokenizer: str | Path | None = None,
                         config: str | Path | None = None, variant: str | None = None, ema: bool = False,
                         device: str | torch.device | None = None, dtype: torch.dtype | None = None,
-                        download: bool = False, prediction_type: str | None = None) -> Self:
+                        download: bool = False, prediction_type: str | None = None,
+                        vae: str | Path | None = None) -> Self:
         """Load a model.
 
         Args:
@@ -90,6 +91,7 @@ class Model:
             dtype: of the weights and the networks' arithmetic; None: float32. In float16 the VAE stays float32.
             download: fetch what the cache lacks of a repository; without it the network is never used.
             prediction_type: what the U-Net predicts: "epsilon", "v_prediction" or "sample"; None: what the model says.
+            vae: a VAE instead of the model's own: a folder, or a file, which is read in the shape of the model's own.
 
         Raises:
             FileNotFoundError: there is no such model, or a part of it is missing.
@@ -105,6 +107,8 @@ class Model:
             raise ValueError(f"config and ema are for single files; {source} is a folder and has its own configs")
         else:
             *nets, scheduler, zeros = _from_folder(source, tokenizer, variant, *options)
+        if vae is not None:
+            nets[2] = _other_vae(Path(vae), nets[2], options[1])
         said = {} if prediction_type is None else {"prediction_type": prediction_type}
         return cls(*nets, {**scheduler, **said}, zeros)
 
@@ -229,6 +233,17 @@ def _from_file(file: Path, tokenizer: str | Path | None, config: str | Path | No
                 [CLIPText.from_state(configs[name], parts[name], file, **options) for name in encoders])
     return (text, UNet.from_state(configs["unet"], parts["unet"], file, **options),
             VAE.from_state(configs["vae"], parts["vae"], file, **of_vae), configs["scheduler"], text.pooled)
+
+
+def _other_vae(source: Path, own: VAE, options: dict) -> VAE:
+    """A VAE from a folder, or from a file, which has no config: that of the model's own."""
+    if not source.is_file():
+        return VAE.from_pretrained(source, **options)
+    state = load_state(source)
+    tensors, _ = checkpoint.part(state, "vae")
+    if (kind := checkpoint.kind(state)) not in ("vae", "checkpoint"):
+        raise ValueError(f"{source} is no VAE but a {checkpoint.CONTENTS.get(kind, kind)}")
+    return VAE.from_state(own.config.to_dict(), tensors, source, **options)
 
 
 def _to_folder(model: Model, folder: Path, dtype: torch.dtype | None) -> None:

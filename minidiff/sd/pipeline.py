@@ -28,7 +28,7 @@ from torch import Tensor
 from minidiff.grid import Step
 from minidiff.io.embeddings import load_embedding
 from minidiff.io.emphasis import cut_loras
-from minidiff.io.images import latent_colors, to_pil, to_rgb, to_unit
+from minidiff.io.images import enlarged, latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import load_lora
 from minidiff.sd.memory import MEGAPIXEL
 from minidiff.sd.models import Model
@@ -119,6 +119,35 @@ class StableDiffusion(Model):
             raise ValueError("inpaint needs an image, and a mask of what to repaint in it")
         return self(prompt, image=image, mask=mask, strength=strength, **settings)
 
+    def two_pass(self, prompt: str | list[str], *, scale: float = 2.0, strength: float | None = None,
+                 **settings) -> list[Image.Image] | Tensor:
+        """Draw larger pictures than the model was trained for: draw, enlarge (bicubic), redraw at a low strength.
+
+        The first pass settles what is where, at the size at which the model knows it; the second adds detail, from
+        x = alpha·z0 + sigma·noise. Drawn large at once, a model repeats its objects. The web UI's "hires. fix".
+
+        Args:
+            scale: of the sides. strength: how much of the enlarged picture is redrawn, in (0, 1]; None: 0.3. Full
+                models bear up to 0.5; mini-sd, which knows objects of one size, draws smaller ones into them.
+            **settings: see `Settings`; height and width are those of the first pass.
+
+        Raises:
+            ValueError: scale is not positive, there is an image to start from already, or as `__call__`.
+
+        >>> pipe = StableDiffusion.from_pretrained("mini-sd")
+        >>> pipe.two_pass("a red house", scale=1.5, steps=4)[0].size
+        (192, 192)
+        """
+        if not (number("scale", scale) > 0 and settings.get("image") is None and settings.get("latents") is None):
+            raise ValueError("two_pass takes a positive scale, and starts from noise of its own, not from an image")
+        s = self.settled(Settings(image=torch.zeros(3, 1, 1), strength=strength, **settings))
+        strength = redrawn(s.steps, strength)                                                # checked before the work
+        prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(s.num_images)]
+        settings |= {"num_images": 1}
+        image = enlarged(self(prompts, **settings | {"output": "tensor"}), scale, self.vae.factor)
+        height, width = image.shape[-2:]
+        return self.img2img(prompts, image, strength=strength, **settings | {"height": height, "width": width})
+
     def stream(self, prompt: str | list[str] | None = None, **settings) -> Iterator[Step]:
         """The same run, step by step: level, state x and guess x0, as the sampler yields them (steps + 1 of them).
 
@@ -129,7 +158,7 @@ class StableDiffusion(Model):
         return self._run(prompt, Settings(**settings))
 
     def _run(self, prompt: str | list[str] | None, s: Settings) -> Iterator[Step]:
-        """A run, with the LoRAs that its prompts name: in the weights while they are read, and while steps are taken."""
+        """A run, with the LoRAs that its prompts name in the weights while these are read and while steps are taken."""
         loras = []
         if s.weights and prompt is not None:
             cut = [cut_loras(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
@@ -226,6 +255,21 @@ class StableDiffusion(Model):
             for tokenizer, encoder, vectors in places:
                 teach(tokenizer, encoder, word, vectors)
         return word
+
+
+def redrawn(steps: int, strength: float | None) -> float:
+    """The strength of a second pass; None: 0.3, or what makes one step.
+
+    Raises:
+        ValueError: it leaves no step.
+
+    >>> redrawn(25, None), redrawn(2, None)
+    (0.3, 0.5)
+    """
+    strength = max(0.3, 1 / steps) if strength is None else strength
+    if int(steps * strength) < 1:
+        raise ValueError(f"strength {strength:g} of {steps} steps leaves none to the second pass; take more of either")
+    return strength
 
 
 def _lora_file(name: str) -> Path:

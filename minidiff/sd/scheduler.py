@@ -69,7 +69,8 @@ CLASSES = {
         samplers.dpmpp_2m, reads=(*SIGMAS, "final_sigmas_type", "use_lu_lambdas", "use_flow_sigmas"), takes=LAST,
         turns={("algorithm_type", "sde-dpmsolver++"): samplers.dpmpp_2m_sde},
         accepts={**NO_THRESHOLD, "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"), "solver_order": (2,),
-                 "euler_at_final": (False,), "lambda_min_clipped": (-math.inf,), "variance_type": (None,), "use_dynamic_shifting": (False,),
+                 "euler_at_final": (False,), "lambda_min_clipped": (-math.inf,), "variance_type": (None,),
+                 "use_dynamic_shifting": (False,),
                  "solver_type": ("midpoint", "logrho", "bh1", "bh2")}),  # the other solvers' names mean midpoint here
     "DPMSolverSDEScheduler": Row(samplers.dpmpp_sde, coordinates="VE", reads=SIGMAS),
     "UniPCMultistepScheduler": Row(
@@ -146,6 +147,22 @@ def named(name: str) -> dict[str, Any]:
     if plain not in _spaced():
         raise ValueError(f"{plain} has no {spacing} spacing; {', '.join(_spaced())} do")
     return {**NAMES[plain], **{f"use_{word}_sigmas": word == spacing for word in SPACINGS}}
+
+
+def name_of(config: dict[str, Any]) -> str:
+    """The name, for `named`, of what a config means.
+
+    Raises:
+        ValueError: a class that is not supported.
+
+    >>> name_of({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True})
+    'dpmpp_2m_karras'
+    """
+    known, sampler = row(config), from_config({"skip_prk_steps": True, **config})[0]
+    name = next(name for name, other in samplers.SAMPLERS.items() if other is sampler)
+    spacing = next((word for word in SPACINGS if f"use_{word}_sigmas" in known.reads
+                    and config.get(f"use_{word}_sigmas")), None)
+    return f"{name}_{spacing}" if spacing else name
 
 
 def _spaced() -> list[str]:

@@ -49,9 +49,9 @@ class Settings:
         original_size, target_size, crops_coords_top_left: SDXL: (height, width) of the picture before it was cropped
             and after, and (top, left) of the crop, as if it were a training picture; None: that of the result.
         long: read prompts beyond 77 tokens, in chunks of 75, instead of cutting them off.
-        weights: read the prompts as AUTOMATIC1111's web UI does: (red:1.3) and (red) for more, [red] for less, BREAK for
-            a new chunk of 75 tokens, of which there are as many as it takes, and <lora:file:0.8> for a LoRA in this
-            call alone. See `minidiff.io.emphasis`.
+        weights: read the prompts as AUTOMATIC1111's web UI does: (red:1.3) and (red) for more, [red] for less, BREAK
+            for a new chunk of 75 tokens, of which there are as many as it takes, and <lora:file:0.8> for a LoRA in
+            this call alone. See `minidiff.io.emphasis`.
         image: start from this: PIL image(s), on white where they are transparent, or a tensor (3,H,W) or (B,3,H,W) in
             [0, 1]; one, or one per prompt. PIL images of several sizes take that of the first.
         mask: with `image`, what to repaint: white (1) where it is at least ½; PIL, on black where it is transparent, or

@@ -109,7 +109,8 @@ def test_the_towers_alone_same_as_transformers(tmp_path):
             torch.testing.assert_close(net(image), other(image).pooler_output, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kinds", [["CLIPTextModel"], ["CLIPTextModel", "CLIPTextModelWithProjection"]], ids=["SD", "XL"])
+@pytest.mark.parametrize("kinds", [["CLIPTextModel"], ["CLIPTextModel", "CLIPTextModelWithProjection"]],
+                         ids=["SD", "XL"])
 def test_weighted_prompts_same_as_the_documented_recipe(tmp_path, kinds, tokenizer, vocabulary):
     """lpw_stable_diffusion in diffusers' examples/community: embeddings times weights, then the mean as it was."""
     words = transformers.CLIPTokenizer.from_pretrained(vocabulary)
