@@ -118,11 +118,20 @@ def test_a_damaged_file_is_named(model, state, tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_tokenizer_is_asked_for(model, monkeypatch):
+def test_a_tokenizer_is_found_beside_the_file_or_asked_for(model, monkeypatch, tmp_path):
+    folders = {"unet": "unet", "vae": "vae", "text_encoder": "text_encoder", "scheduler": "scheduler/scheduler_"}
     monkeypatch.setattr(checkpoint, "configs", lambda *_: {
-        name: read_json(model / "folder" / name / "config.json") for name in ("unet", "vae", "text_encoder")})
-    with pytest.raises(ValueError, match="model.safetensors carries no tokenizer, like all single files: give token"):
-        StableDiffusion.from_pretrained(model / "model.safetensors")
+        name: read_json(model / "folder" / f"{part}{'' if part[-1] == '_' else '/'}config.json")
+        for name, part in folders.items()})
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    file = shutil.copy(model / "model.safetensors", tmp_path)
+    with pytest.raises(ValueError, match="model.safetensors carries no tokenizer, like all single files, and none is beside "
+                                         "it, in the cache .* clip package: give tokenizer=.*: hf download openai/clip-"):
+        StableDiffusion.from_pretrained(file, device="cpu")
+    shutil.copytree(model / "folder" / "tokenizer", tmp_path / "tokenizer")
+    found, own = (StableDiffusion.from_pretrained(path, device="cpu") for path in (file, model / "folder"))
+    assert tiny.same(found, own) and found.text.tokenizers[0].get_vocab() == own.text.tokenizers[0].get_vocab()
 
 
 def test_a_large_model_with_nan_is_named_after_the_first_step(model, state, tmp_path, monkeypatch):

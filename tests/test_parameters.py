@@ -1,4 +1,4 @@
-"""How a picture was made, in its file: read by AUTOMATIC1111's own expression, by this package, and refused if garbled."""
+"""How a picture was made, in its file: read by AUTOMATIC1111's own expression and by this package; garbage is named."""
 import json
 import re
 
@@ -56,8 +56,9 @@ def named_options(name):
 
 
 def test_what_the_web_ui_wrote_is_read(tmp_path):
-    text = ("a (red:1.2) house\nin snow\nNegative prompt: fog\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 5, "
-            'Size: 512x768, Model hash: 6ce0161689, Model: v1-5, Lora hashes: "a: 12, b: 34", Clip skip: 2, Version: v1.7.0')
+    text = ("a (red:1.2) house\nin snow\nNegative prompt: fog\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, "
+            'Seed: 5, Size: 512x768, Model hash: 6ce0161689, Model: v1-5, Lora hashes: "a: 12, b: 34", Clip skip: 2, '
+            "Version: v1.7.0")
     info = PngInfo()
     info.add_text("parameters", text)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)

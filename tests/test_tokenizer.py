@@ -1,10 +1,14 @@
-"""CLIP's byte-pair encoding: learned, read and written."""
+"""CLIP's byte-pair encoding: learned, read, found and written."""
+import gzip
 import json
+import os
+import shutil
+import sys
 
 import pytest
 import torch
 
-from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
+from minidiff.io.tokenizer import find_vocabulary, load_tokenizer, load_tokenizers, train_tokenizer
 from minidiff.text import tokenize
 from tests import tiny
 
@@ -71,3 +75,58 @@ def test_files_with_a_byte_order_mark_load(vocabulary, tokenizer, tmp_path):
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
         (to / name).write_text((vocabulary / name).read_text(encoding="utf-8"), encoding="utf-8-sig")
     assert load_tokenizer(to).encode("a red house").ids == tokenizer.encode("a red house").ids
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder with nothing around it: no cache, no packages."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "packages")])
+    for name in ("clip", "open_clip"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def packed(folder, package):
+    """A package as OpenAI's and OpenCLIP's: its merges, gzipped, under a title."""
+    place = folder / "packages" / package
+    place.mkdir(parents=True)
+    (place / "__init__.py").write_text("raise SystemExit('never imported')")
+    merges = (folder / "words" / "merges.txt").read_text(encoding="utf-8").split("\n", 1)[1]
+    (place / "bpe_simple_vocab_16e6.txt.gz").write_bytes(gzip.compress(f'"bpe_simple_vocab"\n{merges}'.encode()))
+    return place / "bpe_simple_vocab_16e6.txt.gz"
+
+
+@pytest.mark.parametrize("where", ["tokenizer", ".", "hub/models--openai--clip/snapshots/abc",
+                                   "hub/models--someone--model/snapshots/abc/tokenizer"])
+def test_a_vocabulary_is_found_in_a_folder(vocabulary, elsewhere, where):
+    size = load_tokenizer(vocabulary).get_vocab_size()
+    assert find_vocabulary(elsewhere / "model.safetensors", size) is None
+    shutil.copytree(vocabulary, elsewhere / where, dirs_exist_ok=True)
+    assert find_vocabulary(elsewhere / "model.safetensors", size) == elsewhere / where
+    assert find_vocabulary(elsewhere / "model.safetensors", size + 1) is None          # another model's
+
+
+@pytest.mark.parametrize("package", ["open_clip", "clip"])
+def test_a_vocabulary_is_found_in_a_package_that_is_not_imported(vocabulary, elsewhere, package):
+    shutil.copytree(vocabulary, elsewhere / "words")
+    file, own = packed(elsewhere, package), load_tokenizer(vocabulary)
+    assert find_vocabulary(elsewhere / "model.safetensors", own.get_vocab_size()) == file
+    first, second = load_tokenizers(file, ["<|endoftext|>", "!"])
+    for text in ("a large red house!", "café 日本 <|endoftext|>", "", "red " * 100):
+        assert first.encode(text).ids == own.encode(text).ids
+    assert second.padding["pad_token"] == "!"
+    file.write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match="bpe_simple_vocab_16e6.txt.gz is garbled"):
+        load_tokenizers(file, [None])
+
+
+@pytest.mark.skipif(not os.environ.get("MINIDIFF_CLIP_TOKENIZER"),
+                    reason="MINIDIFF_CLIP_TOKENIZER names no folder with CLIP's vocabulary")
+def test_clips_own_vocabulary_is_the_same_packed(elsewhere):
+    shutil.copytree(os.environ["MINIDIFF_CLIP_TOKENIZER"], elsewhere / "words")
+    own, = load_tokenizers(elsewhere / "words", [None])
+    other, = load_tokenizers(packed(elsewhere, "clip"), [None])
+    assert own.get_vocab() == other.get_vocab() and own.get_vocab_size() == 49408
+    assert find_vocabulary(elsewhere / "model.safetensors", 49408).suffix == ".gz"
+    assert own.encode("a photo of an astronaut").ids == other.encode("a photo of an astronaut").ids

@@ -64,6 +64,9 @@ def from_text(text: str) -> dict[str, Any]:
 
     Its seeds draw other noise than ours; what has no counterpart, such as the model's hash, is left out.
 
+    Raises:
+        ValueError: what should be a number is none.
+
     >>> from_text("a (red:1.2) house\\nNegative prompt: fog\\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5")
     {'prompt': 'a (red:1.2) house', 'weights': True, 'negative_prompt': 'fog', 'steps': 20, 'sampler': 'Euler a',
     'seed': 5, 'guidance_scale': 7.0}

@@ -1,8 +1,12 @@
 """Tokenizers as files: CLIP's byte-pair encoding (Radford et al. 2021, arXiv 2103.00020), read, learned and written."""
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import json
+import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +23,9 @@ PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 
 def load_tokenizers(folder: str | Path, pads: Iterable[str | None]) -> list[Tokenizer]:
     """One tokenizer or two, with their padding tokens, from a model's folder or from a tokenizer's, which serves both.
+
+    Args:
+        folder: or the vocabulary as the packages of CLIP and OpenCLIP carry it, see `find_vocabulary`.
 
     >>> from minidiff.io.weights import weights_dir
     >>> [words.padding["pad_token"] for words in load_tokenizers(weights_dir() / "mini-sd" / "tokenizer", [None, "!"])]
@@ -53,10 +60,9 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     >>> load_tokenizer(weights_dir() / "mini-sd" / "tokenizer").encode("A red  house").tokens[:5]
     ['<|startoftext|>', 'a</w>', 'red</w>', 'house</w>', '<|endoftext|>']
     """
-    from tokenizers import AddedToken
-    from tokenizers.processors import RobertaProcessing
-
     folder = Path(folder)
+    if folder.suffix == ".gz":
+        return _finished(_packed(folder), pad or EOS, [], folder)
     whole = folder / "tokenizer.json"
     if not whole.is_file() and not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
         raise FileNotFoundError(f"there is neither vocab.json and merges.txt nor tokenizer.json in {folder}")
@@ -72,7 +78,14 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     except Exception as error:  # the library raises bare Exceptions
         raise ValueError(f"the tokenizer in {folder} is garbled: {error}".splitlines()[0]) from error
     add_tokens(tokenizer, folder)
-    pad = pad or stated["pad_token"] or EOS
+    return _finished(tokenizer, pad or stated["pad_token"] or EOS, stated["special"], folder)
+
+
+def _finished(tokenizer: Tokenizer, pad: str, special: list[str], folder: Path) -> Tokenizer:
+    """The tokenizer, which now starts, ends, cuts and pads."""
+    from tokenizers import AddedToken
+    from tokenizers.processors import RobertaProcessing
+
     ids = {token: tokenizer.token_to_id(token) for token in (BOS, EOS, pad)}
     if missing := [token for token, i in ids.items() if i is None]:
         raise ValueError(f"the vocabulary in {folder} lacks {', '.join(missing)}")
@@ -80,11 +93,40 @@ def load_tokenizer(folder: str | Path, pad: str | None = None) -> Tokenizer:
     # padding in the prompt too, tests/parity/test_text.py test_stable_diffusion_2_pads_with_an_exclamation_mark
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)
-                                  for token in (pad, *stated["special"]) if token == pad or token not in added])
+                                  for token in (pad, *special) if token == pad or token not in added])
     tokenizer.post_processor = RobertaProcessing((EOS, ids[EOS]), (BOS, ids[BOS]), False, False)
     tokenizer.enable_truncation(LENGTH)
     tokenizer.enable_padding(pad_id=ids[pad], pad_token=pad, length=LENGTH)
     return tokenizer
+
+
+def find_vocabulary(file: str | Path, size: int) -> Path | None:
+    """Where CLIP's vocabulary is for a model in a single file: beside it, in the cache of the Hugging Face Hub, or in an
+    installed open_clip or clip package; None: nowhere.
+
+    Args:
+        size: how many tokens the vocabulary has.
+
+    Returns:
+        A folder, or a file that ends in .gz, for `load_tokenizers`.
+    """
+    from huggingface_hub import constants
+
+    beside = Path(file).parent
+    snapshots = sorted(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*"))
+    for folder in (beside / "tokenizer", beside, *snapshots, *(folder / "tokenizer" for folder in snapshots)):
+        try:
+            if load_tokenizer(folder).get_vocab_size() == size:
+                return folder
+        except (OSError, ValueError):                                    # none is there, or another model's
+            continue
+    for name in ("open_clip", "clip"):
+        with suppress(ImportError, ValueError):                          # half-installed packages
+            spec = importlib.util.find_spec(name)
+            for place in (spec.submodule_search_locations or []) if spec else []:
+                if (packed := Path(place) / "bpe_simple_vocab_16e6.txt.gz").is_file():
+                    return packed
+    return None
 
 
 def train_tokenizer(captions: Iterable[str], folder: str | Path, merges: int = 512) -> None:
@@ -153,6 +195,18 @@ def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenize
     if vocab:
         tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (BOS, EOS)])
     return tokenizer
+
+
+def _packed(file: Path) -> Tokenizer:
+    """From the file of merges that OpenAI's CLIP came with: the first line is a title, and more merges than are used."""
+    try:
+        lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1:49152 - 256 - 2 + 1]
+        merges = [(first, second) for first, second in (line.split() for line in lines if line)]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"the vocabulary {file} is garbled: {error}") from error
+    symbols = _byte_symbols()
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges), BOS, EOS]
+    return _tokenizer({word: i for i, word in enumerate(words)}, merges)
 
 
 def _byte_symbols() -> list[str]:

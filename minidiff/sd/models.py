@@ -17,7 +17,7 @@ from minidiff.io import checkpoint, rename
 from minidiff.io.hub import find
 from minidiff.io.lora import Loras
 from minidiff.io.plain_text import read_json
-from minidiff.io.tokenizer import load_tokenizers, save_tokenizer
+from minidiff.io.tokenizer import find_vocabulary, load_tokenizers, save_tokenizer
 from minidiff.io.weight_file import read_notes
 from minidiff.io.weights import load_state, save_state, variant_of
 from minidiff.io.write import write_atomic
@@ -81,7 +81,8 @@ class Model:
         Args:
             source: "mini-sd", which ships with the package; a folder in diffusers' layout; a single .safetensors or
                 .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
-            tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none.
+            tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none. None: the
+                model's own; for a file see `minidiff.io.tokenizer.find_vocabulary`.
             config: of a single file: "sd1", "sd2-base", "sd2", "sdxl", or a folder in diffusers' layout of the same
                 shape; None: as its weights tell. They cannot tell "sd2-base" from "sd2", which is then assumed unless
                 its metadata says something else.
@@ -318,9 +319,11 @@ def _index(folder: Path) -> dict[str, Any]:
 def _tokenizers(source: Path, tokenizer: str | Path | None, config: str | Path | None, texts: list[dict]) -> list:
     if config is not None and config not in checkpoint.FAMILIES:
         return load_tokenizers(tokenizer or config, [None] * len(texts))
-    if tokenizer is None:
-        raise ValueError(f"{source} carries no tokenizer, like all single files: give tokenizer=, a folder with "
-                         "vocab.json and merges.txt, such as tokenizer/ of any Stable Diffusion in diffusers' layout")
+    if tokenizer is None and (tokenizer := find_vocabulary(source, texts[0].get("vocab_size", 49408))) is None:
+        raise ValueError(f"{source} carries no tokenizer, like all single files, and none is beside it, in the cache of "
+                         "the Hugging Face Hub, or in an installed open_clip or clip package: give tokenizer=, a folder "
+                         "with vocab.json and merges.txt. To fetch them: hf download openai/clip-vit-large-patch14 "
+                         "vocab.json merges.txt --local-dir clip-tokenizer")
     # one vocabulary in all families, but padding of its own in those of OpenCLIP
     return load_tokenizers(tokenizer, ["!" if text.get("hidden_act") == "gelu" else EOS for text in texts])
 
