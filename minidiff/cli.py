@@ -100,10 +100,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=_whole, help="optimizer steps")
     p.add_argument("--seconds", type=_real, help="stop after so long; --resume goes on")
     p.add_argument("--size", type=_whole, help="side of the pictures in pixels (default: that of the shipped weights)")
+    p.add_argument("--batch", type=_whole, help="pictures per step (default: the recipe's own number)")
     p.add_argument("--device", help="cpu, cuda or mps")
     p.add_argument("--threads", type=_whole, help="CPU threads")
-    p.add_argument("--data", metavar="FOLDER", help="pictures and metadata.jsonl, instead of scenes")
-    p.add_argument("--init", metavar="FOLDER", help="start from these weights")
+    p.add_argument("--data", metavar="FOLDER",
+                   help="your own pictures; captions from metadata.jsonl, .txt files beside them, or their names")
+    p.add_argument("--init", metavar="MODEL", help="start from these weights: mini-sd, a model's folder, or its part's")
     p.add_argument("--resume", action="store_true", help="go on where a stopped run was")
 
     p = command("evaluate", _evaluate, "measure how well pictures show what their prompts say")

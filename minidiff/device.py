@@ -23,7 +23,10 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     """
     device = device or default_device()
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
+        if found.type == "meta":                                   # there are shapes on it, and no numbers
+            raise TypeError
+        return found
     except (RuntimeError, AssertionError, TypeError) as error:     # each backend has its own
         raise ValueError(f"there is no device {str(device)!r} here; cpu always works") from error
 

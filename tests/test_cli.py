@@ -323,10 +323,11 @@ def test_train_passes_its_options_on(run, monkeypatch):
     seen = {}
     monkeypatch.setattr(recipes, "run", lambda name, **options: seen.update(options, name=name) or "runs/vae")
     code, out, _ = run("train", "vae", "--out", "runs/vae", "--steps", 5, "--seconds", 2.5, "--size", 32,
-                       "--device", "cpu", "--threads", 1, "--data", "d", "--init", "i", "--resume")
+                       "--device", "cpu", "--threads", 1, "--data", "d", "--init", "i", "--resume",
+                       "--batch", 3)
     assert code == 0 and out == "runs/vae\n"
     assert seen == {"name": "vae", "out": "runs/vae", "steps": 5, "seconds": 2.5, "size": 32, "device": "cpu",
-                    "threads": 1, "data": "d", "init": "i", "resume": True}
+                    "threads": 1, "data": "d", "init": "i", "resume": True, "batch": 3}
 
 
 def test_train_refuses_in_one_line(run):

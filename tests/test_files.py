@@ -73,8 +73,10 @@ def test_pictures_may_be_links_to_another_place(tmp_path, pictures):
 def test_a_folder_without_pictures_or_size_is_refused(tmp_path, pictures):
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
         list(files.stream_folder(tmp_path / "nowhere", 8))
-    with pytest.raises(FileNotFoundError, match="no metadata.jsonl in"):
-        list(files.stream_folder(tmp_path / "sub", 8))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no picture in .*empty, and no metadata.jsonl; it should hold either that "
+                                                "or files that end in .png, .*captions in .txt files beside them or as"):
+        list(files.stream_folder(tmp_path / "empty", 8))
     with pytest.raises(ValueError, match="size is 0"):
         list(files.stream_folder(pictures, 0))
     (pictures / "metadata.jsonl").write_text("\n")
@@ -83,3 +85,25 @@ def test_a_folder_without_pictures_or_size_is_refused(tmp_path, pictures):
     (pictures / "metadata.jsonl").write_bytes(b'{"file_name": "wide.png", "text": "caf\xe9"}')
     with pytest.raises(ValueError, match="not UTF-8"):
         list(files.stream_folder(pictures, 8))
+
+
+@pytest.mark.parametrize("name, caption", [
+    ("a-red_house.png", "a red house"), ("a red house (2).jpg", "a red house"), ("cat 12.webp", "cat"),
+    ("cat_3_.png", "cat"), ("7.png", "7"), ("in 2024 a tree.png", "in 2024 a tree"), ("b52.png", "b")])
+def test_without_metadata_the_name_is_the_caption(tmp_path, name, caption):
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert [words for _, words in files.stream_folder(tmp_path, 8)] == [caption]
+
+
+def test_a_text_beside_a_picture_is_its_caption(tmp_path):
+    """kohya's layout, folders inside the folder included."""
+    (tmp_path / "10_cat").mkdir()
+    for name in ("10_cat/a.png", "10_cat/b.JPG", "c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "PNG")
+    (tmp_path / "10_cat" / "a.txt").write_text("a cat,\n on a mat\n", encoding="utf-8-sig")
+    (tmp_path / "10_cat" / "b.caption").write_text("another café", encoding="utf-8")
+    (tmp_path / "notes.txt").write_text("of no picture")
+    assert [words for _, words in files.stream_folder(tmp_path, 8)] == ["a cat, on a mat", "another café", "c"]
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="c.txt is not UTF-8 text"):
+        list(files.stream_folder(tmp_path, 8))

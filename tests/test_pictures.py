@@ -1,6 +1,8 @@
 """The pictures of the recipes: caches know what they were made from, and a run resumes only as what it was."""
 import json
 import os
+import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from torch import nn
 
 from minidiff.data import drawing, scenes
 from minidiff.io.tokenizer import load_tokenizer, train_tokenizer
+from minidiff.io.weights import load_state, weights_dir
 from minidiff.train import pictures, recipes
 from minidiff.train.recipes import mini_sd
 from minidiff.train.trainer import Run, batch_indices, train
@@ -218,6 +221,7 @@ def test_clip_learns_the_vocabulary_of_its_own_captions(tmp_path, cats, monkeypa
 
     monkeypatch.setattr(mini_sd, "train", begin)
     monkeypatch.setattr(recipes, "check", lambda *_: None)
+    monkeypatch.setattr(recipes, "made_before", lambda _: {})
     dogs = folder_of(tmp_path / "dogs/train", "blue", "an unusual {} dog")
     made, words = [], []
     for data, resume in ((cats, False), (dogs, False), (cats, True)):
@@ -236,3 +240,73 @@ def test_weights_to_start_from_must_fit(tmp_path, cats, monkeypatch):
     pipe.unet.save_pretrained(tmp_path / "unet")
     with pytest.raises(ValueError, match="unet are made for in_channels 4, this run needs 3"):
         recipes.run("pixels", out=tmp_path / "out", size=16, data=cats, init=tmp_path / "unet", device="cpu")
+
+
+def test_a_short_run_draws_few_and_a_longer_one_takes_them_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pictures, "DRAWINGS", 40)
+    run = Run(tmp_path, 1, made={"drawings": 8})
+    few, said = pictures.dataset(run, 16, None)
+    cache = tmp_path / "train/pictures-16.safetensors"
+    assert len(few) == len(said) == 8
+    assert f"minidiff: 8 pictures are kept in {cache} for later runs, 0.0 MB; delete it when" in capsys.readouterr().err
+    many, captions = pictures.dataset(Run(tmp_path, 1), 16, None)
+    assert len(many) == len(captions) == 40 and torch.equal(everything(few), everything(many)[:8])
+    capsys.readouterr()
+    monkeypatch.setattr(pictures, "draw", None)                              # the larger cache serves both
+    again, words = pictures.dataset(run, 16, None)
+    assert torch.equal(everything(again), everything(few)) and words == said == captions[:8]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_goes_on_keeps_its_drawings_however_long_it_becomes(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setitem(recipes.RECIPES, "toy", lambda run, **_: seen.append(pictures.drawings(run)) or train(
+        "toy", nn.Linear(1, 1), lambda net, step, share: {"loss": net(torch.ones(1)).sum() ** 2}, run, batch=1, lr=1e-3))
+    for steps, batch, resume in ((2, 8, False), (3, 50_000, True)):
+        recipes.run("toy", out=tmp_path, steps=steps, device="cpu", resume=resume, size=16,
+                    **({} if resume else {"batch": batch}))
+    assert seen == [1000, 1000]
+    with pytest.raises(ValueError, match="the run was made with batch 8, not 4"):
+        recipes.run("toy", out=tmp_path, steps=4, device="cpu", resume=True, size=16, batch=4)
+
+
+def test_few_pictures_make_a_small_batch_which_is_said(tmp_path, cats, monkeypatch):
+    batches = []
+    monkeypatch.setattr(mini_sd, "train", lambda name, net, loss, run, batch, **_: batches.append(batch) or net)
+    for options in ({}, {"batch": 3}):
+        with pytest.warns(UserWarning, match="4 pictures are fewer than a batch of 256: it is 4 now") if not options \
+                else warnings.catch_warnings(action="error"):
+            recipes.run("clip", out=tmp_path / str(len(options)), size=16, data=cats, device="cpu", steps=1, **options)
+    assert batches == [4, 3]
+
+
+@pytest.mark.parametrize("init", ["mini-sd", "folder", "part"])
+def test_a_unet_goes_on_from_a_whole_model_or_its_part(tmp_path, cats, monkeypatch, init):
+    """Of a whole model the other parts come along, unless the folder has its own."""
+    model = weights_dir() / "mini-sd"
+    monkeypatch.setattr(mini_sd, "train", lambda name, nets, loss, run, **_: loss(nets, 0, slice(0, 4)) and nets)
+    if init == "part":
+        for part in ("vae", "text_encoder", "tokenizer"):
+            shutil.copytree(model / part, tmp_path / "out" / part)
+    start = {"mini-sd": "mini-sd", "folder": model, "part": model / "unet"}[init]
+    with pytest.warns(UserWarning, match="4 pictures are fewer than a batch of 64"):
+        recipes.run("unet", out=tmp_path / "out", size=128, data=cats, device="cpu", steps=1, init=start)
+    weights = [load_state(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (model, tmp_path / "out")]
+    assert tiny.equal(*weights)
+    assert (tmp_path / "out" / "tokenizer" / "vocab.json").read_bytes() == (model / "tokenizer/vocab.json").read_bytes()
+
+
+def test_what_a_recipe_cannot_go_on_from_is_named(tmp_path, cats):
+    options = {"out": tmp_path / "out", "data": cats, "device": "cpu", "steps": 1}
+    for name, message in (("clip", "whole model; clip does not go on from one, but from the two towers in train/clip"),
+                          ("pixels", "whole model; pixels does not go on from one")):
+        with pytest.raises(ValueError, match=message):
+            recipes.run(name, init="mini-sd", **options)
+    shutil.copytree(weights_dir() / "mini-sd" / "scheduler", tmp_path / "v" / "scheduler")
+    (tmp_path / "v" / "model_index.json").write_text("{}")
+    (tmp_path / "v/scheduler/scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    with pytest.raises(ValueError, match="predicts v_prediction; unet goes on from models with one, that predict epsilon"):
+        recipes.run("unet", init=tmp_path / "v", **options)
+    for device in ("banana", "meta"):
+        with pytest.raises(ValueError, match=f"there is no device '{device}' here; cpu always works"):
+            recipes.run("vae", **options | {"device": device})

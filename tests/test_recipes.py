@@ -20,7 +20,7 @@ from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
 from minidiff.train.pictures import from_bytes
-from minidiff.train.recipes import judges, mini_sd, on_pixels
+from minidiff.train.recipes import judges, mini_sd
 from minidiff.train.recipes.begin import grown
 from minidiff.train.trainer import Run, digest
 
@@ -80,7 +80,7 @@ def test_the_pixel_model_needs_no_other_part(folder, tmp_path):
 
 
 def test_the_recipes_with_classes_learn_the_object(tmp_path, monkeypatch):
-    monkeypatch.setattr(on_pixels, "DRAWINGS", 100)
+    monkeypatch.setattr(pictures, "DRAWINGS", 100)
     recipes.run("pixels-class", out=tmp_path / "net", steps=1, device="cpu")
     net = UNet.from_pretrained(tmp_path / "net")
     assert net(torch.zeros(2, 3, 16, 16), 500, vec=torch.tensor([0, 6])).shape == (2, 3, 16, 16)

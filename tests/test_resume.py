@@ -177,9 +177,9 @@ def test_what_the_bits_depend_on_is_said_when_it_changes(tmp_path):
     fit(tmp_path, 10)
     manifest = tmp_path / "train/toy/step-0000010/manifest.json"
     text = json.loads(manifest.read_text())
-    text["how"] |= {"threads": 99, "precision": "bf16"}
+    text["how"] |= {"threads": 99, "precision": "fp16"}
     manifest.write_text(json.dumps(text))
-    with pytest.warns(UserWarning, match=r"threads 99 \(now \d+\), precision bf16 \(now .*\): it goes on, but"):
+    with pytest.warns(UserWarning, match=r"threads 99 \(now \d+\), precision fp16 \(now .*\): it goes on, but"):
         fit(tmp_path, 20, resume=True)
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from minidiff.io.weights import load_state
-from minidiff.train import trainer
 from minidiff.train.trainer import Run, batch_indices, generator, learning_rate
 from tests.toy import fit
 
@@ -33,15 +32,13 @@ fit(Path(sys.argv[1]), 60)
 """
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path, monkeypatch):
+def test_two_processes_take_the_steps_of_one(tmp_path):
     """Each process has half of every batch; the gradients are averaged. In float32, also where bf16 is native."""
-    monkeypatch.setattr(trainer, "precision", lambda device: "no")
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    done = subprocess.run([*command, str(tmp_path / "script.py"), str(tmp_path / "two")],
-                          capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    fit(tmp_path / "one", 60)
+    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"])):
+        done = subprocess.run([sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path / name)],
+                              capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
     one, two = (load_state(tmp_path / name / "train/toy/step-0000060/ema.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0.0)  # half a batch alone is 1e-2 away
     logs = [json.loads((tmp_path / name / "logs/toy.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]

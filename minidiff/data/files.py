@@ -1,6 +1,7 @@
 """Files of your own: folders of captioned pictures."""
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +12,23 @@ from torch import Tensor
 from minidiff.io.images import fit, open_image
 from minidiff.io.plain_text import parse
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
 
 def stream_folder(folder: str | Path, size: int) -> Iterator[tuple[Tensor, str]]:
     """The pictures of a folder and their captions, one after the other: what is not being looked at is not in memory.
 
-    The folder holds a `metadata.jsonl`, one line per picture: {"file_name": "cats/1.jpg", "text": "a cat on a mat"}
-    (the layout of Hugging Face's `imagefolder`; other keys are ignored). Pictures are made RGB as by
-    `minidiff.io.images.plain`, resized so that the shorter side has `size` pixels, and the middle square is kept.
+    Captions are those of `metadata.jsonl`, one line per picture: {"file_name": "cats/1.jpg", "text": "a cat on a mat"}
+    (the layout of Hugging Face's `imagefolder`; other keys are ignored). Without it, every picture in the folder and
+    those inside it counts; its caption is the text beside it, `1.txt` or `1.caption` (kohya's layout), else its name:
+    `a-red_house (2).jpg` is "a red house". Pictures are made RGB as by `minidiff.io.images.plain`, resized so that the
+    shorter side has `size` pixels, and the middle square is kept.
 
     Yields:
-        (3,size,size) uint8, caption; in the order of the file.
+        (3,size,size) uint8, caption; in the order of the file, or by name.
 
     Raises:
-        FileNotFoundError: no such folder, no metadata.jsonl in it, or a missing picture.
+        FileNotFoundError: no such folder, no picture in it, or one that is named is missing.
         ValueError: a line that is not such an object or no text, a name that leads out of the folder, or a damaged
             picture.
 
@@ -47,9 +52,10 @@ def metadata(folder: Path, size: int) -> list[tuple[Path, str]]:
     if size < 1:
         raise ValueError(f"size is {size}; pictures need at least 1 pixel")
     path = folder / "metadata.jsonl"
-    for there, what in ((folder.is_dir(), f"folder {folder}"), (path.is_file(), f"{path.name} in {folder}")):
-        if not there:
-            raise FileNotFoundError(f"there is no {what}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if not path.is_file():
+        return _beside(folder)
     rows = []
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -78,3 +84,27 @@ def metadata(folder: Path, size: int) -> list[tuple[Path, str]]:
     if not rows:
         raise ValueError(f"{path} is empty; it should have one line per picture")
     return rows
+
+
+def _beside(folder: Path) -> list[tuple[Path, str]]:
+    """Pictures without a metadata.jsonl: each with the text beside it, or with its name."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise FileNotFoundError(f"there is no picture in {folder}, and no metadata.jsonl; it should hold either that "
+                                f"or files that end in {', '.join(SUFFIXES)}, with captions in .txt files beside them or "
+                                "as their names")
+    rows = []
+    for path in found:
+        text = next((file for file in (path.with_suffix(".txt"), path.with_suffix(".caption")) if file.is_file()), None)
+        try:
+            caption = _named(path.stem) if text is None else " ".join(text.read_text(encoding="utf-8-sig").split())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{text} is not UTF-8 text: {error}") from error
+        rows.append((path, caption))
+    return rows
+
+
+def _named(stem: str) -> str:
+    """The caption that a file's name is: words, without the number that tells it from others."""
+    words = re.sub(r"[-_\s]+", " ", stem).strip()
+    return re.sub(r"(?<=\w) ?\(?\d+\)?$", "", words) or words

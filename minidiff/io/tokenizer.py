@@ -101,11 +101,12 @@ def _finished(tokenizer: Tokenizer, pad: str, special: list[str], folder: Path) 
 
 
 def find_vocabulary(file: str | Path, size: int) -> Path | None:
-    """Where CLIP's vocabulary is for a model in a single file: beside it, in the cache of the Hugging Face Hub, or in an
-    installed open_clip or clip package; None: nowhere.
+    """Where CLIP's vocabulary is for a model in a single file; None: nowhere.
+
+    Beside the file, in the cache of the Hugging Face Hub, or in an installed open_clip or clip package.
 
     Args:
-        size: how many tokens the vocabulary has.
+        file: of the model. size: how many tokens the vocabulary has.
 
     Returns:
         A folder, or a file that ends in .gz, for `load_tokenizers`.
@@ -198,7 +199,7 @@ def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenize
 
 
 def _packed(file: Path) -> Tokenizer:
-    """From the file of merges that OpenAI's CLIP came with: the first line is a title, and more merges than are used."""
+    """From the file that OpenAI's CLIP came with: under a title its merges, and more of them than are used."""
     try:
         lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")[1:49152 - 256 - 2 + 1]
         merges = [(first, second) for first, second in (line.split() for line in lines if line)]

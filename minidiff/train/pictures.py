@@ -5,8 +5,10 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import random
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DRAWINGS = 120_000  # pictures that CLIP, VAE and U-Net share
+SHORT = 20_000      # a run that sees fewer has fewer drawn
 WORDINGS = 4        # captions kept for each of them
 SAMPLE = 64         # of them, by which one sees whether they are drawn as before
 SOURCES = "other pictures or captions"  # what `Run.made` calls their digest
@@ -103,6 +106,20 @@ def png(picture: Tensor) -> bytes:
     return file.getvalue()
 
 
+def enough(seen: int) -> int:
+    """How many drawings to make for a run that sees so many: 1000, 2000, 4000 … for a short one, else DRAWINGS.
+
+    >>> enough(640), enough(2_001), enough(40_000)
+    (1000, 4000, 120000)
+    """
+    return DRAWINGS if seen > SHORT else min(DRAWINGS, 1000 * 2 ** max(0, math.ceil(math.log2(seen / 1000))))
+
+
+def drawings(run: Run) -> int:
+    """How many a run draws."""
+    return run.made.get("drawings", DRAWINGS)
+
+
 def draw(n: int, size: int, **options) -> tuple[Pictures, list[scenes.Scene]]:
     """scenes.render in several processes, with a progress bar: the same pictures as in one."""
     from tqdm.contrib.concurrent import process_map
@@ -163,8 +180,8 @@ def captioned(drawn: list[scenes.Scene], seed: int) -> list[list[str]]:
 def sources(size: int, data: Path | None, seed: int) -> str:
     """sha256 of all that `dataset` makes its pictures and captions from.
 
-    Of a folder: its files, in order, with their captions. Of drawings: their number and seed, and what the code as it
-    is now makes of the first SAMPLE of them. Of both, how they are read or drawn: by the first pictures themselves.
+    Of a folder: its files, in order, with their captions. Of drawings: their seed, and what the code as it is now makes
+    of the first SAMPLE of them. Of both, how they are read or drawn: by the first pictures themselves.
     """
     if data:
         rows = files.metadata(data, size)
@@ -172,7 +189,7 @@ def sources(size: int, data: Path | None, seed: int) -> str:
         pictures = torch.stack([picture for picture, _ in itertools.islice(files.stream_folder(data, size), SAMPLE)])
     else:
         pictures, drawn = scenes.render(SAMPLE, size, seed=seed)
-        parts = [seed, DRAWINGS, sorted(scenes.words()), captioned(drawn, seed)]
+        parts = [seed, sorted(scenes.words()), captioned(drawn, seed)]
     return hashlib.sha256(json.dumps([size, parts]).encode() + pictures.numpy().tobytes()).hexdigest()
 
 
@@ -189,24 +206,35 @@ def made_of(run: Run, size: int, data: Path | None, init: Path | None, parts: tu
 def dataset(run: Run, size: int, data: Path | None) -> tuple[Pictures, list[list[str]]]:
     """Pictures and the captions of each, drawn (or read from `data`) once and cached.
 
-    The cache, one file in out/train, is made anew as soon as its `sources` are others.
+    The cache, one file in out/train, is made anew as soon as its `sources` are others, or it has too few drawings.
     """
+    n = drawings(run)
     cache = run.out / "train" / f"pictures-{cache_name(size, data)}.safetensors"
     source = bytearray.fromhex(run.made.get(SOURCES) or sources(size, data, run.seed))
     state = load_state(cache) if cache.is_file() else {}
-    if "ends" not in state or state["sources"].tolist() != list(source):
+    if "ends" not in state or state["sources"].tolist() != list(source) or not data and len(state["ends"]) < n:
         if data:
             rows = [(png(picture), [text]) for picture, text in files.stream_folder(data, size)]
             pictures, captions = Pictures.joined(file for file, _ in rows), [texts for _, texts in rows]
         else:
-            pictures, drawn = draw(DRAWINGS, size, seed=run.seed)
+            pictures, drawn = draw(n, size, seed=run.seed)
             captions = captioned(drawn, run.seed)
         text = bytearray(json.dumps(captions).encode())
         state = {name: torch.frombuffer(part, dtype=torch.uint8) for name, part in (("captions", text),
                                                                                    ("sources", source))}
         save_state({"pictures": pictures.files, "ends": pictures.ends, **state}, cache)
+        announce(cache, f"{len(pictures):,} pictures")
         state = load_state(cache)
-    return Pictures(state["pictures"], state["ends"]), json.loads(state["captions"].numpy().tobytes())
+    ends, captions = state["ends"], json.loads(state["captions"].numpy().tobytes())
+    if not data:                                                           # of more, made for a longer run
+        ends, captions = ends[:n], captions[:n]
+    return Pictures(state["pictures"], ends), captions
+
+
+def announce(cache: Path, what: str) -> None:
+    """Say what a file is for that a training leaves behind, and how large it is."""
+    print(f"minidiff: {what} are kept in {cache} for later runs, {cache.stat().st_size / 1e6:,.1f} MB; delete it when "
+          "you need the space", file=sys.stderr)
 
 
 def tokenize_all(tokenizer: Tokenizer, captions: list[list[str]]) -> Tensor:
@@ -224,6 +252,7 @@ def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Ten
     from tqdm import tqdm
 
     made = digest(run.out / "vae", run.out / "tokenizer") + (run.made.get(SOURCES) or sources(size, data, run.seed))
+    made += "" if data else str(drawings(run))
     name = f"latents-{cache_name(size, data)}-{hashlib.sha256(made.encode()).hexdigest()[:16]}.safetensors"
     cache = run.out / "train" / name
     if not cache.is_file():
@@ -238,5 +267,6 @@ def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Ten
                 stds.append((net.config.scaling_factor * (0.5 * logvar).exp()).half().cpu())
         save_state({"mean": torch.cat(means), "std": torch.cat(stds),
                     "ids": tokenize_all(load_tokenizer(run.out / "tokenizer"), captions)}, cache)
+        announce(cache, "their latents")
     state = load_state(cache)
     return state["mean"], state["std"], state["ids"]

@@ -74,12 +74,20 @@ def check(work: Path, made: dict[str, int | str], resumed: bool) -> None:
         if _folders(work):
             raise ValueError(f"{work} holds a run already; --resume continues it, another --out keeps it")
         return
-    _, manifest = next(_manifests(work))
-    for what, then in manifest["made"].items():
+    for what, then in made_before(work).items():
         if (now := made.get(what, then)) != then:
             other = what if isinstance(then, str) else f"{what} {then}, not {now}"
             raise ValueError(f"the run was made with {other}: {work} resumes only with the options and files that it "
                              "was made with; for others give another --out")
+
+
+def made_before(work: Path) -> dict[str, int | str]:
+    """What the newest checkpoint was made with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return next(_manifests(work))[1]["made"]
 
 
 def save_checkpoint(work: Path, net: nn.Module, average: EMA, optimizer: torch.optim.Optimizer,

@@ -36,6 +36,7 @@ class Run:
         device: None means cuda, else mps, else cpu.
         threads: torch threads; None leaves them alone.
         resume: continue from the newest whole checkpoint.
+        batch: examples per step; None: the recipe's own number.
         save_every: seconds between checkpoints (and sample pictures).
         seed: of weights, data order and noise, below 2³².
         made: what else the result depends on, by name: numbers, or digests under names such as "another vocabulary";
@@ -55,6 +56,7 @@ class Run:
     device: str | None = None
     threads: int | None = None
     resume: bool = False
+    batch: int | None = None
     save_every: float = 120.0
     seed: int = 0
     made: dict[str, int | str] = field(default_factory=dict)
@@ -65,6 +67,8 @@ class Run:
         object.__setattr__(self, "seed", whole("seed", self.seed, 0, SEEDS - 1))
         if self.seconds is not None and not number("seconds", self.seconds) > 0:
             raise ValueError(f"seconds is {self.seconds}; it must be positive")
+        if self.batch is not None:
+            object.__setattr__(self, "batch", whole("batch", self.batch, 1, 2**20))
         if self.threads is not None:
             object.__setattr__(self, "threads", whole("threads", self.threads, 1, 4096))
         if self.device is not None:

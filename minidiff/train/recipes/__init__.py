@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from minidiff.io.hub import SHIPPED
 from minidiff.io.weights import weights_dir
-from minidiff.train.pictures import made_of
+from minidiff.train.pictures import DRAWINGS, enough, made_of
+from minidiff.train.recipes.begin import model_parts
 from minidiff.train.recipes.judges import counter, reader
 from minidiff.train.recipes.mini_sd import clip, perceptual, unet, vae
 from minidiff.train.recipes.on_pixels import classifier, pixels, pixels_class
-from minidiff.train.resume import alone, check
+from minidiff.train.resume import alone, check, made_before
 from minidiff.train.trainer import Run, digest
 from minidiff.values import whole
 
@@ -20,12 +22,14 @@ RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": cl
                                 "classifier": classifier}
 STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
          "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500}  # those of the weights that ship
+BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8, "unet": 64, "pixels": 64,
+           "pixels-class": 64, "classifier": 64}
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
         size: int | None = None, device: str | None = None, threads: int | None = None, data: str | Path | None = None,
-        init: str | Path | None = None, resume: bool = False, seed: int = 0) -> Path:
+        init: str | Path | None = None, resume: bool = False, seed: int = 0, batch: int | None = None) -> Path:
     """Train one recipe. Returns the folder it wrote to.
 
     Args:
@@ -33,8 +37,10 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         out: the model's folder, by default runs/mini-sd for clip, vae and unet, runs/NAME for the others.
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
         size: side of the pictures in pixels, by default 128 (counter 64, reader 32, those of pixels 16).
-        data: a folder with metadata.jsonl instead of scenes.
-        init: a folder with weights of the same part to start from.
+        data: a folder of pictures instead of scenes, see `minidiff.data.files.stream_folder` for their captions.
+        init: weights to start from: a folder with the same part, or a whole model's, or "mini-sd"; unet takes a whole
+            model's other parts too, where `out` has none.
+        batch: examples per step; None: the recipe's own number.
 
     Raises:
         ValueError: unknown recipe, options that do not fit it, or a run to resume that was made with others.
@@ -46,15 +52,23 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     size = whole("size", size, 16, 2**14, text)
     if size % 16:
         raise ValueError(text)
+    init = weights_dir() / SHIPPED if init == SHIPPED else init
     data, init = (Path(folder) if folder else None for folder in (data, init))
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
-    settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, seed=seed)
+    settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, batch, seed=seed)
+    if init and (init / "model_index.json").is_file():
+        init = model_parts(init, out, name)
     own = () if init else ("text_encoder",)                                # a net that goes on has one of its own
     parts = ("vae", "tokenizer", *own) if name == "unet" else ()
     eye = {"another perceptual net": digest(weights_dir() / "perceptual")} if name == "vae" and size > 64 else {}
-    settings = replace(settings, made=made_of(settings, size, data, init, parts) | eye)
     work = out / "train" / name
     with alone(work):
+        before = made_before(work) if resume else {}                       # a run goes on as it was
+        usual = before.get("batch", 32 if name == "vae" and size <= 64 else BATCHES.get(name, 1))
+        settings = replace(settings, batch=settings.batch or usual)
+        number = before.get("drawings", DRAWINGS) if resume else enough(settings.steps * settings.batch)
+        made = made_of(settings, size, data, init, parts) | eye | {"drawings": number, "batch": settings.batch}
+        settings = replace(settings, made=made)
         check(work, settings.made, resume)
         RECIPES[name](settings, size=size, data=data, init=init)
     return out

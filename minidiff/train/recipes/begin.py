@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from operator import attrgetter
@@ -11,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from minidiff.io.plain_text import read_json
 from minidiff.nets.config import Config
 from minidiff.nets.vae import VAE
 from minidiff.train.trainer import Run
@@ -33,6 +36,34 @@ def start(net: type, config: Config, run: Run, init: Path | None, *same: str) ->
             raise ValueError(f"the weights in {init} are made for {name.split('.')[-1]} {given}, this run needs "
                              f"{needed}: give others, or the options that they were made with")
     return loaded
+
+
+def fitted(run: Run, examples: int, usual: int) -> Run:
+    """The run with the batch that is asked for or usual, but no larger than what there is, which is said."""
+    batch = run.batch or usual
+    if batch > examples:
+        warnings.warn(f"{examples} pictures are fewer than a batch of {batch}: it is {examples} now", stacklevel=3)
+    return replace(run, batch=min(batch, examples))
+
+
+def model_parts(init: Path, out: Path, name: str) -> Path:
+    """Where a recipe's own part of a whole model is; for `unet`, what it needs beside goes to `out`, if it is not there.
+
+    Raises:
+        ValueError: the recipe trains no part of a model that it could go on from, or the model is of another kind.
+    """
+    if name not in ("vae", "unet"):
+        raise ValueError(f"{init} is a whole model; {name} does not go on from one" + (
+            ", but from the two towers in train/clip/model of an earlier run" if name == "clip" else ""))
+    if name == "unet":
+        said = read_json(init / "scheduler" / "scheduler_config.json").get("prediction_type") or "epsilon"
+        if (init / "text_encoder_2").is_dir() or said != "epsilon":
+            raise ValueError(f"{init} has a second text encoder or predicts {said}; unet goes on from models with one, "
+                             "that predict epsilon")
+        for part in ("tokenizer", "text_encoder", "vae"):
+            if not (out / part).is_dir():
+                shutil.copytree(init / part, out / part)
+    return init / name
 
 
 def seeded(build: Callable[[], Built], seed: int) -> Built:

@@ -13,8 +13,8 @@ from minidiff.data import scenes
 from minidiff.data.drawing import crowd
 from minidiff.nets.patches import Patches, PatchesConfig
 from minidiff.nets.reader import SCENE, THING, Reader, ReaderConfig
-from minidiff.train.pictures import DRAWINGS, draw, from_bytes
-from minidiff.train.recipes.begin import start
+from minidiff.train.pictures import DRAWINGS, draw, drawings, from_bytes
+from minidiff.train.recipes.begin import fitted, start
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
 
@@ -26,13 +26,14 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
     """
     if data:
         raise ValueError("the reader learns the attributes of scenes; it cannot be trained on a folder (--data)")
-    n, seed = 60_000, run.seed + 1_000_000  # its own drawings, all colour-object pairs
+    n, seed = min(60_000, drawings(run)), run.seed + 1_000_000  # its own drawings, all colour-object pairs
     pictures, drawn = draw(n, size, seed=seed, held_out=None, second=0.3)
     truth = {name: torch.tensor([row[name] for row in map(slots, drawn)]) for name in (*SCENE, *THING)}
+    run = fitted(run, n, 128)
     net = start(Reader, ReaderConfig(size=size), run, init, "size")
 
     def loss(net: Reader, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(n, 128, step, run.seed)[share]
+        rows = batch_indices(n, run.batch, step, run.seed)[share]
         g = generator(run.seed, step, share.start)
         image = from_bytes(pictures[rows])
         image = image + 0.15 * torch.rand(len(rows), 1, 1, 1, generator=g) * torch.randn(image.shape, generator=g)
@@ -42,7 +43,7 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
         return {"loss": sum(F.cross_entropy(logits[name].float(), truth[name][rows].flatten().to(device),
                                             ignore_index=-1) for name in logits)}
 
-    train("reader", net, loss, run, batch=128, lr=1e-3).save_pretrained(run.out, dtype=torch.float16)
+    train("reader", net, loss, run, batch=run.batch, lr=1e-3).save_pretrained(run.out, dtype=torch.float16)
 
 
 def slots(scene: scenes.Scene) -> dict:
@@ -70,10 +71,10 @@ def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | 
     if data:
         raise ValueError("this recipe counts in scenes; it cannot be trained on a folder (--data)")
     config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=3)
-    net = start(Patches, config, run, init, "out_channels")
+    net, run = start(Patches, config, run, init, "out_channels"), fitted(run, DRAWINGS, 64)
 
     def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(DRAWINGS, 64, step, run.seed)[share]
+        rows = batch_indices(DRAWINGS, run.batch, step, run.seed)[share]
         pictures, counts = zip(*[counted(random.Random(f"{run.seed + 3_000_000} {row}"), size, crowded=row % 2)
                                  for row in rows.tolist()])
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
@@ -84,7 +85,7 @@ def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | 
         count, truth = net(image.to(device))[0].float().sum((2, 3)), torch.tensor(counts, device=device)
         return {"loss": F.mse_loss(count, truth.float()), "right": (count.round() == truth).all(1).float().mean()}
 
-    train("counter", net, loss, run, batch=64, lr=2e-3).save_pretrained(run.out, dtype=torch.float16)
+    train("counter", net, loss, run, batch=run.batch, lr=2e-3).save_pretrained(run.out, dtype=torch.float16)
 
 
 def counted(rng: random.Random, size: int, *, crowded: bool) -> tuple[Tensor, list[int]]:

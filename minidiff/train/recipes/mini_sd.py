@@ -25,7 +25,7 @@ from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import Text, tokenize
 from minidiff.train import losses
 from minidiff.train.pictures import DRAWINGS, Drawings, crops, dataset, from_bytes, latents, sheet, tokenize_all
-from minidiff.train.recipes.begin import grown, seeded, start
+from minidiff.train.recipes.begin import fitted, grown, seeded, start
 from minidiff.train.trainer import Run, batch_indices, digest, generator, train
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
@@ -41,7 +41,7 @@ def clip(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
     files = [run.out / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
     if not (run.resume or init) or not all(map(Path.is_file, files)):       # a kill may have come between the two
         train_tokenizer((caption for row in captions[:20_000] for caption in row), run.out / "tokenizer")
-    tokenizer = load_tokenizer(run.out / "tokenizer")
+    tokenizer, run = load_tokenizer(run.out / "tokenizer"), fitted(run, len(pictures), 256)
     ids = tokenize_all(tokenizer, captions)
     vocabulary = tokenizer.get_vocab_size()
     shape = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128)
@@ -51,7 +51,7 @@ def clip(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
     run = replace(run, made={**run.made, "another vocabulary": digest(run.out / "tokenizer")})
 
     def loss(net: CLIP, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(pictures), 256, step, run.seed)[share]
+        rows = batch_indices(len(pictures), run.batch, step, run.seed)[share]
         wording = torch.randint(ids.shape[1], rows.shape, generator=generator(run.seed, step, share.start))
         chosen = ids[rows, wording]
         longest = int(chosen.argmax(1).max()) + 1  # the mask is causal: what follows the end token changes nothing
@@ -61,7 +61,7 @@ def clip(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
         return {"loss": losses.contrastive(image, caption, net.logit_scale), "top1": hits.float().mean(),
                 "scale": net.logit_scale.exp()}
 
-    average = train("clip", net, loss, run, batch=256, lr=1e-3, weight_decay=0.1)
+    average = train("clip", net, loss, run, batch=run.batch, lr=1e-3, weight_decay=0.1)
     average.save_pretrained(run.out / "train" / "clip" / "model")
     average.text_encoder().save_pretrained(run.out / "text_encoder", dtype=torch.float16)
 
@@ -75,11 +75,12 @@ def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Pat
     if data:
         raise ValueError("this recipe learns the attributes of scenes; it cannot be trained on a folder (--data)")
     drawings = Drawings(DRAWINGS, size, seed=run.seed)
+    run = fitted(run, len(drawings), 16)
     config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(NAMES))
     net = start(Patches, config, run, init, "out_channels")
 
     def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(drawings), 16, step, run.seed)[share]
+        rows = batch_indices(len(drawings), run.batch, step, run.seed)[share]
         pictures, drawn = drawings.shown(rows)
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
         image = from_bytes(crops(pictures.repeat(4, 1, 1, 1), size // 2, g)).to(device)
@@ -89,7 +90,7 @@ def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Pat
         return {"loss": F.binary_cross_entropy_with_logits(logits, truth.float()),
                 "right": ((logits > 0) == truth).float().mean()}
 
-    train("perceptual", net, loss, run, batch=16, lr=2e-3).save_pretrained(run.out, dtype=torch.float16)
+    train("perceptual", net, loss, run, batch=run.batch, lr=2e-3).save_pretrained(run.out, dtype=torch.float16)
 
 
 def vae(run: Run, *, size: int = 128, data: Path | None = None, init: Path | None = None) -> None:
@@ -113,10 +114,10 @@ def vae(run: Run, *, size: int = 128, data: Path | None = None, init: Path | Non
     if large:
         nets["critic"] = seeded(lambda: Patches(PatchesConfig()), run.seed)
         eye = Patches.from_pretrained(weights_dir() / "perceptual").to(run.device or default_device())
-    batch, side = (8, 64) if large else (32, 32)
+    run, side = fitted(run, len(pictures), 8 if large else 32), 64 if large else 32
 
     def loss(nets: nn.ModuleDict, step: int, share: slice) -> dict[str, Tensor]:
-        net, rows = nets["vae"], batch_indices(len(pictures), batch, step, run.seed)[share]
+        net, rows = nets["vae"], batch_indices(len(pictures), run.batch, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
         image = from_bytes(crops(pictures[rows], min(size, side), g)).to(device)
         mean, logvar = (m.float() for m in net.moments(image))
@@ -141,11 +142,11 @@ def vae(run: Run, *, size: int = 128, data: Path | None = None, init: Path | Non
 
     def sample(nets: nn.ModuleDict):
         net = nets["vae"]
-        image = from_bytes(pictures[torch.arange(16)]).to(next(net.parameters()).device)
+        image = from_bytes(pictures[torch.arange(min(16, len(pictures)))]).to(next(net.parameters()).device)
         with torch.inference_mode():
             return sheet(torch.cat([image, net.decode(net.encode(image))]), 8)
 
-    net = train("vae", nets, loss, run, batch=batch, lr=1.5e-4 if small else 2e-3, sample=sample)["vae"]
+    net = train("vae", nets, loss, run, batch=run.batch, lr=1.5e-4 if small else 2e-3, sample=sample)["vae"]
     if not factor:
         with torch.inference_mode():  # latents that enter the U-Net have unit standard deviation
             parts = torch.arange(min(len(pictures), 1024)).split(64)
@@ -169,10 +170,11 @@ def unet(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
             raise FileNotFoundError(f"{run.out} has no {part}; train it first: python -m minidiff train {recipe} "
                                     f"--out {run.out}")
     means, stds, ids = latents(run, size, data)
+    run = fitted(run, len(means), 64)
     text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(bool(init))
     empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
     config = UNetConfig(sample_size=means.shape[-1], in_channels=means.shape[1], out_channels=means.shape[1],
-                        block_out_channels=(64, 128, 160), layers_per_block=1, heads=4, cross_attention_dim=128,
+                        block_out_channels=(64, 128, 160), layers_per_block=1, heads=4, cross_attention_dim=text.config.hidden_size,
                         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
     net = start(UNet, config, run, init, "in_channels", "out_channels", "cross_attention_dim")
@@ -180,7 +182,7 @@ def unet(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
     run = replace(run, made={**run.made, "another U-Net to go on from": digest(init) if init else ""})
 
     def loss(nets: nn.ModuleDict, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(means), 64, step, run.seed)[share]
+        rows = batch_indices(len(means), run.batch, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(nets.parameters()).device
         z0 = means[rows].float()
         z0 = z0 + stds[rows].float() * torch.randn(z0.shape, generator=g)
@@ -198,7 +200,7 @@ def unet(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
         return sheet(drawn(PROMPTS, output="tensor") * 2 - 1, 8)
 
     rate = 2e-4 if init else 1e-3
-    save_pipeline(train("unet", nets, loss, run, batch=64, lr=rate, ema=0.9995, sample=sample), run.out)
+    save_pipeline(train("unet", nets, loss, run, batch=run.batch, lr=rate, ema=0.9995, sample=sample), run.out)
 
 
 def save_pipeline(nets: nn.ModuleDict, out: Path) -> None:

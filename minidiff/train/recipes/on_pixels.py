@@ -16,8 +16,8 @@ from minidiff.samplers import ddim
 from minidiff.schedule import SD
 from minidiff.sd.scheduler import preset
 from minidiff.train import losses
-from minidiff.train.pictures import DRAWINGS, Pictures, draw, from_bytes, sheet
-from minidiff.train.recipes.begin import start
+from minidiff.train.pictures import Pictures, draw, drawings, from_bytes, sheet
+from minidiff.train.recipes.begin import fitted, start
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
 OBJECTS = scenes.ATTRIBUTES["object"]
@@ -28,7 +28,7 @@ WAY_DOWN = dict(in_channels=3, block_out_channels=(32, 64, 96), layers_per_block
 def pixels(run: Run, *, size: int = 16, data: Path | None = None, init: Path | None = None) -> None:
     """U-Net of 2 M parameters on the pixels of small pictures, without prompt or VAE."""
     pictures = Pictures.of(picture for picture, _ in files.stream_folder(data, size)) if data else \
-        draw(DRAWINGS, size, seed=run.seed, second=0.0)[0]
+        draw(drawings(run), size, seed=run.seed, second=0.0)[0]
     pixel_unet("pixels", run, size, pictures, None, init)
 
 
@@ -41,10 +41,11 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
     """Classifier of the object in a noisy picture, for classifier guidance of the pixel model."""
     pictures, labels = labelled(run, size, data)
     config = ClassifierConfig(num_classes=len(OBJECTS), mid_block_type="UNetMidBlock2DCrossAttn", **WAY_DOWN)
+    run = fitted(run, len(pictures), 64)
     net = start(Classifier, config, run, init, "num_classes", "in_channels")
 
     def loss(net: Classifier, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(pictures), 64, step, run.seed)[share]
+        rows = batch_indices(len(pictures), run.batch, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
         x0 = from_bytes(pictures[rows])
         t = torch.randint(SD.T, rows.shape, generator=g)
@@ -53,7 +54,7 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
         logits, y = net(x.to(device), t.to(device)).float(), labels[rows].to(device)
         return {"loss": F.cross_entropy(logits, y), "top1": (logits.argmax(1) == y).float().mean()}
 
-    train("classifier", net, loss, run, batch=64, lr=1e-3, weight_decay=0.05).save_pretrained(run.out,
+    train("classifier", net, loss, run, batch=run.batch, lr=1e-3, weight_decay=0.05).save_pretrained(run.out,
                                                                                                 dtype=torch.float16)
 
 
@@ -65,7 +66,7 @@ def labelled(run: Run, size: int, data: Path | None) -> tuple[Pictures, Tensor]:
     """
     if data:
         raise ValueError("this recipe learns the objects of scenes; it cannot be trained on a folder (--data)")
-    pictures, drawn = draw(DRAWINGS, size, seed=run.seed, second=0.0)
+    pictures, drawn = draw(drawings(run), size, seed=run.seed, second=0.0)
     return pictures, torch.tensor([OBJECTS.index(scene.object) for scene in drawn])
 
 
@@ -74,10 +75,11 @@ def pixel_unet(name: str, run: Run, size: int, pictures: Pictures, labels: Tenso
     nothing = len(OBJECTS)
     config = UNetConfig(sample_size=size, out_channels=3, num_class_embeds=None if labels is None else nothing + 1,
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **WAY_DOWN)
+    run = fitted(run, len(pictures), 64)
     net = start(UNet, config, run, init, "in_channels", "out_channels", "num_class_embeds", "cross_attention_dim")
 
     def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(pictures), 64, step, run.seed)[share]
+        rows = batch_indices(len(pictures), run.batch, step, run.seed)[share]
         g, device = generator(run.seed, step, share.start), next(net.parameters()).device
         x0 = from_bytes(pictures[rows])
         t, eps, cond = torch.randint(SD.T, rows.shape, generator=g), torch.randn(x0.shape, generator=g), {}
@@ -94,5 +96,5 @@ def pixel_unet(name: str, run: Run, size: int, pictures: Pictures, labels: Tenso
         *_, last = ddim(denoiser(partial(net, **cond), "eps"), z, preset("sd-ddpm", 50))
         return sheet(last.x, 16)
 
-    train(name, net, loss, run, batch=64, lr=1e-3, ema=0.9995, sample=sample).save_pretrained(run.out,
+    train(name, net, loss, run, batch=run.batch, lr=1e-3, ema=0.9995, sample=sample).save_pretrained(run.out,
                                                                                              dtype=torch.float16)
