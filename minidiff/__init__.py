@@ -11,7 +11,7 @@ from pathlib import Path as _Path
 __version__ = "0.1.0"
 
 _HOME = {"StableDiffusion": "minidiff.sd.pipeline", "UNet": "minidiff.nets.unet", "VAE": "minidiff.nets.vae",
-         "ControlNet": "minidiff.nets.controlnet"}
+         "ControlNet": "minidiff.nets.controlnet", "Settings": "minidiff.sd.settings"}
 _HERE = _Path(__file__).parent
 _ROOMS = ("", "sd", "measure", "nets", "data", "io", "train", "teach")  # where a module is looked for, in this order
 

@@ -323,11 +323,27 @@ def _info(path: str, as_json: bool) -> None:
 
 
 def _bench(**options) -> None:
-    for name, value in bench(**options).items():
-        if value is not None:
-            parts = value if isinstance(value, list) else [value]
-            shown = [f"{part:.4g}" if isinstance(part, float) else str(part) for part in parts]
-            print(f"{name:24} {'  '.join(shown)}")
+    r = bench(**options)
+    print(f"{r['model']}, {r['batch']} × {r['size']}×{r['size']} pixels, {r['dtype']}, on {r['device']}")
+    lines = {"a guided step": f"{_time(r['step_seconds'])}, {r['steps_per_second']:.3g} a second",
+             "arithmetic": f"{1000 * r['tflops']:,.0f} GFLOP/s, {100 * r['share']:.0f} % of what this machine's matrix "
+                           f"products reach"}
+    if r["picture_seconds"] is not None:
+        lines["a picture"] = f"{_time(r['picture_seconds'])}, of {options.get('steps', 25)} steps"
+    if r["compile_seconds"] is not None:
+        lines["compiling"] = f"{_time(r['compile_seconds'])}, once"
+    if r["peak_bytes"] is not None:
+        lines["memory at most"] = f"{r['peak_bytes'] / 2**30:.2f} GiB"
+    if "ratio" in r:
+        median, low, high = r["ratio"]
+        theirs = _time(r["diffusers_step_seconds"])
+        lines["beside diffusers"] = f"its step takes {theirs}; ours {median:.2f} of it ({low:.2f} to {high:.2f})"
+    for name, text in lines.items():
+        print(f"  {name:17} {text}")
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def _lab(**options) -> None:

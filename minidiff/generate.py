@@ -328,7 +328,7 @@ def _scaled(lora: str) -> tuple[str, float]:
 
 
 def _sheet(images: list[Image.Image]) -> Image.Image:
-    from minidiff.data.scenes import contact_sheet
+    from minidiff.io.images import contact_sheet
 
     return contact_sheet(images, columns=math.ceil(math.sqrt(len(images))), scale=1)
 

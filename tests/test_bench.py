@@ -34,7 +34,12 @@ def test_the_command_prints_and_writes_every_number(tmp_path, capsys):
     threads = str(torch.get_num_threads())  # as before: the setting outlives the command
     assert cli.main(["bench", "--steps", "1", "--pairs", "2", "--threads", threads, "--json", str(file)]) == 0
     printed, result = capsys.readouterr().out, json.loads(file.read_text())
-    assert all(name in printed for name, value in result.items() if value is not None)
+    first, *lines = printed.splitlines()
+    assert first == f"mini-sd, 1 × 128×128 pixels, float32, on {result['device']}"
+    assert [line[2:19].strip() for line in lines] == ["a guided step", "arithmetic", "a picture", "memory at most",
+                                                      "beside diffusers"][:5 if result["peak_bytes"] else 4]
+    assert f"{1000 * result['step_seconds']:.3g} ms" in lines[0] and "of 1 steps" in lines[2]
+    assert cli._time(0.01667), cli._time(2.345) == ("16.7 ms", "2.35 s")
     median, low, high = result["ratio"]
     assert result["peak_bytes"] is None or result["peak_bytes"] > 2**27           # no less than torch itself
     assert 0 < low <= median <= high and result["picture_seconds"] > 0 and result["size"] > 0

@@ -21,6 +21,16 @@ def broken(betas):
     return betas.nonsense
 
 
+def without_return(betas):
+    """The product."""
+    right(betas)
+
+
+class Unreturning:
+    def __call__(self, betas):
+        pass
+
+
 class Unprintable:
     def __eq__(self, other):
         raise ValueError("not comparable")
@@ -34,6 +44,8 @@ class Unprintable:
     (lambda betas: right(betas).numpy(), RIGHT, "alpha_bar"),
     (lambda betas: ..., NOT_TRIED, "not attempted"),
     (lambda betas: None, NOT_TRIED, "not attempted"),
+    (without_return, WRONG, "it returns None: is `return` missing?"),
+    (Unreturning(), WRONG, "it returns None: is `return` missing?"),
     (..., NOT_TRIED, "not attempted"),
     (None, NOT_TRIED, "not attempted"),
     (torch.ones(3), WRONG, "give the function itself"),
@@ -111,3 +123,25 @@ def test_where_inputs_ask_for_gradients_an_answer_without_them_is_wrong():
         verdict = judge("12.2", f)
         assert verdict.mark == WRONG and words in verdict.sentence
     assert judge("12.2", lambda m, v, e: ...).mark == NOT_TRIED
+
+
+def test_a_hole_as_the_notebooks_have_it_is_not_attempted():
+    def hole(betas):
+        """Returns (T,): alpha_bar."""
+        ...
+
+    def renamed(betas, more=3):
+        """Returns (T,)."""
+        pass
+
+    assert judge("01.1", hole).mark == judge("01.1", renamed).mark == NOT_TRIED
+
+
+@pytest.mark.parametrize("cut", [lambda loss: loss.item(), lambda loss: loss.detach(), lambda loss: float(loss)])
+def test_a_loss_from_which_nothing_can_learn_is_refused(cut):
+    right = exercises("03")["03.1"].solution
+    assert judge("03.1", right).mark == RIGHT
+    said = judge("03.1", lambda *row: cut(right(*row)))
+    assert said.mark == WRONG and "the number is right, but nothing leads back from it to the weights" in said.sentence
+    with_no_grad = judge("03.1", torch.no_grad()(lambda *row: right(*row)))
+    assert with_no_grad == said

@@ -74,8 +74,8 @@ def test_a_folder_without_pictures_or_size_is_refused(tmp_path, pictures):
     with pytest.raises(FileNotFoundError, match="there is no folder .*nowhere"):
         list(files.stream_folder(tmp_path / "nowhere", 8))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="no picture in .*empty, and no metadata.jsonl; it should hold either that "
-                                                "or files that end in .png, .*captions in .txt files beside them or as"):
+    said = "no picture in .*empty, and no metadata.jsonl; it should hold either that or files that end in .png, .*"
+    with pytest.raises(FileNotFoundError, match=said + "captions in .txt files beside them or as"):
         list(files.stream_folder(tmp_path / "empty", 8))
     with pytest.raises(ValueError, match="size is 0"):
         list(files.stream_folder(pictures, 0))

@@ -53,14 +53,15 @@ def real(path, name, markers=(), metadata=None, **changes):
     ("sd1", {}, "Stable Diffusion 1, single file", "epsilon"), ("sd2", {}, "Stable Diffusion 2, single file", None),
     ("sd1", {"in_channels": 9}, "Stable Diffusion 1 inpainting, single file", "epsilon"),
     ("sd2-base", {"in_channels": 9}, "Stable Diffusion 2 inpainting, single file", "epsilon"),
-    ("sdxl", {}, "Stable Diffusion XL, single file", "epsilon")])
+    ("sdxl", {}, "Stable Diffusion XL, single file", "epsilon"),
+    ("sd1", {"time_cond_proj_dim": 256}, "Stable Diffusion 1 LCM, single file", "epsilon")])
 def test_a_file_of_a_published_family_is_described_from_its_header(tmp_path, name, changes, family, kind):
     real(tmp_path / "x.safetensors", name, **changes)
     assert {v.device.type for v in load_state(tmp_path / "x.safetensors", headers=True).values()} == {"meta"}
     found = describe(tmp_path / "x.safetensors")
     assert found["family"] == family and found["prediction_type"] == kind and found["dtype"] == "float16"
     assert found["parts"]["vae"]["parameters"] == 83_653_863
-    more = 320 * 5 * 9 if changes else 0
+    more = 320 * 5 * 9 if "in_channels" in changes else 320 * 256 if changes else 0
     assert found["parts"]["unet"]["parameters"] == more + {
         "sd1": 859_520_964, "sd2": 865_910_724, "sd2-base": 865_910_724, "sdxl": 2_567_463_684}[name]
 
@@ -114,6 +115,12 @@ def test_networks_alone_are_named(model, tmp_path):
       "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": (4, 2048)},
      "LoRA of Stable Diffusion XL"),
     ({"lora_unet_conv_in.lora_down.weight": (4, 4, 3, 3)}, "LoRA"),
+    ({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (3, 1)}, "model of Stable Diffusion 3"),
+    ({"joint_blocks.0.x_block.attn.qkv.weight": (3, 1)}, "model of Stable Diffusion 3"),
+    ({"transformer_blocks.0.attn.add_k_proj.weight": (3, 1)}, "model of Stable Diffusion 3"),
+    ({"double_blocks.0.img_attn.qkv.weight": (3, 1)}, "model of FLUX"),
+    ({"single_transformer_blocks.0.attn.to_q.weight": (3, 1), "transformer_blocks.0.attn.add_k_proj.weight": (3, 1)},
+     "model of FLUX"),
     ({"emb_params": (2, 1024)}, "textual inversion of Stable Diffusion 2"),
     ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "textual inversion of Stable Diffusion XL"),
     ({f"x{i}": (2, 2, 2) for i in range(5)}, "file of an unknown kind")])
@@ -186,3 +193,9 @@ def test_an_empty_textual_inversion_and_a_dtype_that_torch_lacks_are_no_paramete
     head = json.dumps({"a": {"dtype": "U32", "shape": [2], "data_offsets": [0, 8]}}).encode()
     (tmp_path / "b.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(8))
     assert describe(tmp_path / "b.safetensors")["parameters"] == 0
+
+
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline"])
+def test_a_folder_without_a_unet_says_whose_it_is(tmp_path, name):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "transformer": ["diffusers", "X"]}))
+    assert describe(tmp_path)["family"] == f"{name}, which minidiff does not draw with"

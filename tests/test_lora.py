@@ -206,3 +206,12 @@ def test_a_prompt_may_name_loras_which_last_for_its_call(pipe, tmp_path):
         pipe([named, "a red house"], weights=True, **draw)
     with pytest.raises(FileNotFoundError, match="no.safetensors"):
         pipe("a <lora:no:1>", weights=True)
+
+
+def test_a_lora_of_another_family_is_one_short_sentence(pipe, tmp_path):
+    keys = [f"lora_unet_down_blocks_{i}_attentions_0_transformer_blocks_0_attn2_to_k" for i in range(40)]
+    for width, theirs in ((768, "Stable Diffusion 1"), (2048, "Stable Diffusion XL"), (96, "its context is 96 wide")):
+        save_state({f"{key}.lora_down.weight": torch.zeros(4, width) for key in keys}, tmp_path / "a.safetensors")
+        with pytest.raises(ValueError, match=f"a.safetensors is a LoRA of .*{theirs}.*, and this model is of another "
+                                             r"family \(its context is 24 wide\)$"):
+            pipe.load_lora(tmp_path / "a.safetensors")

@@ -126,8 +126,9 @@ def test_a_tokenizer_is_found_beside_the_file_or_asked_for(model, monkeypatch, t
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     file = shutil.copy(model / "model.safetensors", tmp_path)
-    with pytest.raises(ValueError, match="model.safetensors carries no tokenizer, like all single files, and none is beside "
-                                         "it, in the cache .* clip package: give tokenizer=.*: hf download openai/clip-"):
+    said = ("model.safetensors carries no tokenizer, like all single files, and none is beside it, in the cache .*"
+            "clip package: give tokenizer=.*: hf download openai/clip-")
+    with pytest.raises(ValueError, match=said):
         StableDiffusion.from_pretrained(file, device="cpu")
     shutil.copytree(model / "folder" / "tokenizer", tmp_path / "tokenizer")
     found, own = (StableDiffusion.from_pretrained(path, device="cpu") for path in (file, model / "folder"))

@@ -260,8 +260,13 @@ def test_a_short_run_draws_few_and_a_longer_one_takes_them_too(tmp_path, monkeyp
 
 def test_a_run_that_goes_on_keeps_its_drawings_however_long_it_becomes(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setitem(recipes.RECIPES, "toy", lambda run, **_: seen.append(pictures.drawings(run)) or train(
-        "toy", nn.Linear(1, 1), lambda net, step, share: {"loss": net(torch.ones(1)).sum() ** 2}, run, batch=1, lr=1e-3))
+
+    def toy(run, **_):
+        seen.append(pictures.drawings(run))
+        train("toy", nn.Linear(1, 1), lambda net, step, share: {"loss": net(torch.ones(1)).sum() ** 2}, run, batch=1,
+              lr=1e-3)
+
+    monkeypatch.setitem(recipes.RECIPES, "toy", toy)
     for steps, batch, resume in ((2, 8, False), (3, 50_000, True)):
         recipes.run("toy", out=tmp_path, steps=steps, device="cpu", resume=resume, size=16,
                     **({} if resume else {"batch": batch}))
@@ -291,8 +296,7 @@ def test_a_unet_goes_on_from_a_whole_model_or_its_part(tmp_path, cats, monkeypat
     start = {"mini-sd": "mini-sd", "folder": model, "part": model / "unet"}[init]
     with pytest.warns(UserWarning, match="4 pictures are fewer than a batch of 64"):
         recipes.run("unet", out=tmp_path / "out", size=128, data=cats, device="cpu", steps=1, init=start)
-    weights = [load_state(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (model, tmp_path / "out")]
-    assert tiny.equal(*weights)
+    assert tiny.equal(*[load_state(folder / "unet") for folder in (model, tmp_path / "out")])
     assert (tmp_path / "out" / "tokenizer" / "vocab.json").read_bytes() == (model / "tokenizer/vocab.json").read_bytes()
 
 
@@ -305,7 +309,7 @@ def test_what_a_recipe_cannot_go_on_from_is_named(tmp_path, cats):
     shutil.copytree(weights_dir() / "mini-sd" / "scheduler", tmp_path / "v" / "scheduler")
     (tmp_path / "v" / "model_index.json").write_text("{}")
     (tmp_path / "v/scheduler/scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
-    with pytest.raises(ValueError, match="predicts v_prediction; unet goes on from models with one, that predict epsilon"):
+    with pytest.raises(ValueError, match="predicts v_prediction; unet goes on from models with one, that predict eps"):
         recipes.run("unet", init=tmp_path / "v", **options)
     for device in ("banana", "meta"):
         with pytest.raises(ValueError, match=f"there is no device '{device}' here; cpu always works"):

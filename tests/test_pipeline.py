@@ -1,5 +1,7 @@
 """StableDiffusion: what its settings mean, what it refuses, and that pictures depend on nothing else."""
 
+import dataclasses
+import io
 import json
 import math
 import shutil
@@ -229,6 +231,58 @@ def test_devices_and_dtypes_that_are_none_are_named(pipe, folder):
     for dtype in ("float16", torch.int8):
         with pytest.raises(ValueError, match=f"dtype is {dtype!r}; it must be a torch.dtype of real numbers"):
             StableDiffusion.from_pretrained(folder, device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("name, here", [
+    ("num_inference_steps", "steps"), ("generator", "seed, a number"), ("num_images_per_prompt", "num_images"),
+    ("cross_attention_kwargs", r"pipe.load_lora\(path, scale\)"), ("cfg_scale", "guidance_scale"),
+    ("guidence_scale", "guidance_scale"), ("output_type", "output")])
+def test_a_setting_of_another_library_is_told_its_name_here(pipe, name, here):
+    for call in (pipe, pipe.stream, pipe.two_pass):
+        with pytest.raises(TypeError, match=f"there is no setting {name}; here it is {here}"):
+            call(PROMPT, **{name: 1})
+    with pytest.raises(TypeError, match="there is no setting xyzzy; there are negative_prompt, steps, guidance_scale"):
+        pipe(PROMPT, xyzzy=1)
+
+
+def test_help_leads_to_the_settings():
+    import minidiff as md
+
+    assert md.Settings is Settings and "help(md.Settings)" in StableDiffusion.__doc__
+    assert all(field.name in md.Settings.__doc__ for field in dataclasses.fields(Settings))
+
+
+def test_a_list_of_pictures_shows_itself_in_a_notebook(pipe):
+    images = pipe(PROMPT, steps=1, num_images=5)
+    assert isinstance(images, list) and len(images) == 5
+    assert Image.open(io.BytesIO(images._repr_png_())).size == (4 * 34 - 2, 2 * 34 - 2)
+    assert type(images)([images[0], images[0].resize((9, 9))])._repr_png_() is type(images)()._repr_png_() is None
+
+
+def test_two_passes_draw_larger_what_the_first_one_drew(pipe):
+    settings = {"steps": 4, "num_images": 2, "seed": 3, "output": "tensor"}
+    small, large = tensor(pipe, **settings), pipe.two_pass(PROMPT, scale=2, strength=0.25, **settings)
+    between = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic").clamp(0, 1)
+    by_hand = pipe.img2img([PROMPT] * 2, between, strength=0.25, height=64, width=64, **settings | {"num_images": 1})
+    assert large.shape == (2, 3, 64, 64)
+    assert_close(large, by_hand, atol=1e-5, rtol=0)
+    assert pipe.two_pass([PROMPT, "a tree"], scale=1.5, steps=2)[1].size == (48, 48)
+    for settings, message in (({"scale": 0}, "positive scale"), ({"image": small}, "not from an image"),
+                              ({"steps": 2, "strength": 0.1}, "leaves none to the second pass")):
+        with pytest.raises(ValueError, match=message):
+            pipe.two_pass(PROMPT, **settings)
+
+
+def test_a_consistency_model_takes_four_steps_and_its_own_scale_unless_told(pipe, folder, tmp_path):
+    plain = StableDiffusion.from_pretrained(folder, device="cpu")
+    assert plain.settled(Settings()).steps == 25 and plain.settled(Settings()).guidance_scale == 7.5
+    for settings in (Settings(sampler="lcm"), Settings(sampler=(samplers.lcm, scheduler.preset("lcm", 2)))):
+        assert (plain.settled(settings).steps, plain.settled(settings).guidance_scale) == (4, 1.0)
+    assert plain.settled(Settings(sampler="lcm", steps=8, guidance_scale=0.0)).guidance_scale == 0.0
+    plain.scheduler = {**plain.scheduler, "_class_name": "LCMScheduler"}
+    assert plain.settled(Settings()).steps == 4 and plain.settled(Settings(sampler="ddim")).steps == 25
+    plain.unet.config = dataclasses.replace(plain.unet.config, time_cond_proj_dim=8)
+    assert plain.settled(Settings()).guidance_scale == 8.5
 
 
 def test_an_unknown_setting_is_named():

@@ -6,7 +6,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from minidiff.data.scenes import contact_sheet
+from minidiff.io.images import contact_sheet
 from minidiff.teach import film, show, style
 from minidiff.teach.film import as_film, encode
 from minidiff.teach.show import png

@@ -35,7 +35,8 @@ fit(Path(sys.argv[1]), 60)
 def test_two_processes_take_the_steps_of_one(tmp_path):
     """Each process has half of every batch; the gradients are averaged. In float32, also where bf16 is native."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"])):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    for name, launcher in (("one", []), ("two", torchrun)):
         done = subprocess.run([sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path / name)],
                               capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr

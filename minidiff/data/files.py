@@ -91,8 +91,8 @@ def _beside(folder: Path) -> list[tuple[Path, str]]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise FileNotFoundError(f"there is no picture in {folder}, and no metadata.jsonl; it should hold either that "
-                                f"or files that end in {', '.join(SUFFIXES)}, with captions in .txt files beside them or "
-                                "as their names")
+                                f"or files that end in {', '.join(SUFFIXES)}, with captions in .txt files beside them "
+                                "or as their names")
     rows = []
     for path in found:
         text = next((file for file in (path.with_suffix(".txt"), path.with_suffix(".caption")) if file.is_file()), None)

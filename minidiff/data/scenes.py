@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minidiff.data.drawing import paint
-from minidiff.io.images import plain
+from minidiff.io.images import contact_sheet  # noqa: F401  (sheets of drawings are made with it)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -231,33 +231,3 @@ def render(n: int, size: int = 32, *, seed: int = 0, held_out: bool | None = Fal
         pictures[i] = np.asarray(draw(scene, size, rng)[0])
         drawn.append(scene)
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), drawn
-
-
-def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, gap: int = 0) -> Image.Image:
-    """Pictures of one size, made `plain`, side by side, row after row, each enlarged `scale` times with hard pixels.
-
-    Args:
-        gap: white pixels between two pictures. What is left of the last row is white too.
-
-    Raises:
-        ValueError: no pictures, some of another size, or columns or scale < 1.
-
-    >>> scenes = [Scene("day", "sun", "sea", "boat", "pink", "large", place) for place in ATTRIBUTES["place"]]
-    >>> contact_sheet([draw(scene)[0] for scene in scenes], 2, scale=3).size
-    (192, 192)
-    """
-    from PIL import Image
-
-    if not pictures or columns < 1 or scale < 1:
-        raise ValueError(f"cannot arrange {len(pictures)} pictures in {columns} columns, enlarged {scale} times")
-    pictures = [plain(picture) for picture in pictures]
-    if len(sizes := {picture.size for picture in pictures}) > 1:
-        raise ValueError("pictures side by side are of one size; these are "
-                         + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
-    w, h = (scale * side for side in pictures[0].size)
-    columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
-    sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
-    for i, picture in enumerate(pictures):
-        place = i % columns * (w + gap), i // columns * (h + gap)
-        sheet.paste(picture.resize((w, h), Image.Resampling.NEAREST), place)
-    return sheet

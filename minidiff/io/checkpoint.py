@@ -53,8 +53,11 @@ FOREIGN = {  # a name that only the files of this kind have: what they are
     "difference": "difference of ControlNets",
     "conditioner.embedders.0.model.ln_final.weight": "refiner of Stable Diffusion XL",
     "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": "model of Stable Diffusion 3",
+    "joint_blocks.0.x_block.attn.qkv.weight": "model of Stable Diffusion 3",
     "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "model of FLUX",
-    "double_blocks.0.img_attn.qkv.weight": "model of FLUX"}
+    "double_blocks.0.img_attn.qkv.weight": "model of FLUX",
+    "single_transformer_blocks.0.attn.to_q.weight": "model of FLUX",
+    "transformer_blocks.0.attn.add_k_proj.weight": "model of Stable Diffusion 3"}
 OTHERS = {".hada_": "LoHa", ".lokr_": "LoKr", ".dora_scale": "DoRA", "lora_magnitude_vector": "DoRA",
           "ip_adapter.": "IP-Adapter"}  # a part of a name that only files of this kind have
 CONTENTS = {"checkpoint": "whole model", "lora": "LoRA", "controlnet": "ControlNet", "unet": "U-Net", "vae": "VAE",
@@ -108,6 +111,18 @@ def family(state: State) -> str | None:
     first = next((state[key] for key in ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight",
                                          "conv_in.weight") if key in state), None)
     return "sd2-base" if known == "sd2" and first is not None and first.shape[1] == 9 else known
+
+
+def context_width(state: State) -> int | None:
+    """The width of the context of the U-Net that tensors belong to, or change (a LoRA's matrix `down`); None: unsaid.
+
+    >>> import torch
+    >>> context_width({"lora_unet_down_blocks_0_attn2_to_k.lora_down.weight": torch.zeros(4, 768)})
+    768
+    """
+    return next((tensor.shape[1] for key, tensor in state.items()
+                 if "attn2" in key and "to_k" in key and tensor.ndim >= 2 and ".up." not in key and "_up." not in key
+                 and "lora_B" not in key), None)
 
 
 def predicts(state: State, notes: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,20 @@ SIDE = 2**16 - 1  # pixels, JPEG's limit: Pillow needs memory for every row
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
+class Pictures(list):
+    """A list of PIL pictures, which a notebook shows side by side where it stands alone at the end of a cell."""
+
+    def _repr_png_(self) -> bytes | None:
+        data = io.BytesIO()
+        try:
+            contact_sheet(self, columns=min(4, len(self)), gap=2).save(data, "PNG")
+        except ValueError:                                                      # none, or of several sizes
+            return None
+        return data.getvalue()
+
+
 def to_pil(image: Tensor) -> list[Image.Image]:
-    """(B,3,H,W) in [0, 1] to B pictures, rounded to 8 bits.
+    """(B,3,H,W) in [0, 1] to B `Pictures`, rounded to 8 bits.
 
     >>> to_pil(torch.full((1, 3, 2, 2), 0.5))[0].getpixel((0, 0))
     (128, 128, 128)
@@ -33,7 +45,37 @@ def to_pil(image: Tensor) -> list[Image.Image]:
     from PIL import Image
 
     pixels = (image.float() * 255).round().byte().permute(0, 2, 3, 1).cpu()  # (B, H, W, 3)
-    return [Image.fromarray(picture.numpy()) for picture in pixels]
+    return Pictures(Image.fromarray(picture.numpy()) for picture in pixels)
+
+
+def contact_sheet(pictures: list[Image.Image], columns: int, *, scale: int = 1, gap: int = 0) -> Image.Image:
+    """Pictures of one size, made `plain`, side by side, row after row, each enlarged `scale` times with hard pixels.
+
+    Args:
+        gap: white pixels between two pictures. What is left of the last row is white too.
+
+    Raises:
+        ValueError: no pictures, some of another size, or columns or scale < 1.
+
+    >>> from PIL import Image
+    >>> contact_sheet([Image.new("RGB", (32, 32), color) for color in ("red", "lime", "blue")], 2, scale=3).size
+    (192, 192)
+    """
+    from PIL import Image
+
+    if not pictures or columns < 1 or scale < 1:
+        raise ValueError(f"cannot arrange {len(pictures)} pictures in {columns} columns, enlarged {scale} times")
+    pictures = [plain(picture) for picture in pictures]
+    if len(sizes := {picture.size for picture in pictures}) > 1:
+        raise ValueError("pictures side by side are of one size; these are "
+                         + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
+    w, h = (scale * side for side in pictures[0].size)
+    columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * (w + gap) - gap, rows * (h + gap) - gap), "white")
+    for i, picture in enumerate(pictures):
+        place = i % columns * (w + gap), i // columns * (h + gap)
+        sheet.paste(picture.resize((w, h), Image.Resampling.NEAREST), place)
+    return sheet
 
 
 def plain(picture: Image.Image, background: str = "white") -> Image.Image:

@@ -1,7 +1,6 @@
 """What a model file or folder holds, from its headers: nothing is computed, weights are only mapped into memory."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from minidiff.io.checkpoint import (
     PARTS,
     TITLES,
     WIDTHS,
+    context_width,
     family,
     kind,
     named,
@@ -96,7 +96,7 @@ def _file(path: Path) -> dict[str, Any]:
     title = CONTENTS.get(what, what)
     if what == "embedding":
         title = _words(state)
-    elif of := WIDTHS.get(_context(state)):
+    elif of := WIDTHS.get(context_width(state)):
         title += f" of {TITLES[of]}"
     return {"family": title, "parts": {path.name: count(state)}}
 
@@ -112,11 +112,12 @@ def _checkpoint(state: State, notes: dict[str, Any]) -> dict[str, Any]:
         parts["unet, average"] = count(average)
     unet, _ = part(state, "unet")
     title = "Stable Diffusion" if name is None else TITLES[name.split("-")[0]]
+    told = " LCM" if "time_embed.cond_proj.weight" in unet else ""
     inpaints = "input_blocks.0.0.weight" in unet and unet["input_blocks.0.0.weight"].shape[1] == 9
     # the tensors of a file of Stable Diffusion 2 do not tell which of two it is
     usual = None if name in ("sd2", None) else FAMILIES[name]["scheduler"]["prediction_type"]
     said = predicts(state, notes)
-    return {"family": f"{title}{' inpainting' if inpaints else ''}, single file", "parts": parts,
+    return {"family": f"{title}{told}{' inpainting' if inpaints else ''}, single file", "parts": parts,
             "prediction_type": said.get("prediction_type", usual),
             "zero_terminal_snr": said.get("rescale_betas_zero_snr", False)}
 
@@ -135,6 +136,8 @@ def _folder(folder: Path) -> dict[str, Any]:
         outputs = config.get("out_channels", 4)
         inpaints = isinstance(outputs, int) and config.get("in_channels", 4) == 2 * outputs + 1
         result["family"] = title + latent + (" inpainting" if inpaints else "")
+    else:
+        result["family"] = f"{index.get('_class_name')}, which minidiff does not draw with"
     if "scheduler" in names:
         config = scheduler_config(read_json(folder / "scheduler" / "scheduler_config.json"))
         result |= {"scheduler": named(index, "scheduler"),
@@ -160,17 +163,6 @@ def _weights(folder: Path) -> State:
             except FileNotFoundError as error:
                 missing = error
     raise missing
-
-
-def _context(state: State) -> int | None:
-    """The width of the context of the U-Net that the tensors belong to, or change (in a LoRA's matrix `down`)."""
-    def widths() -> Iterator[int]:
-        for key, tensor in state.items():
-            if "attn2" in key and "to_k" in key and tensor.ndim >= 2 and ".up." not in key and "_up." not in key \
-                    and "lora_B" not in key:
-                yield tensor.shape[1]
-
-    return next(widths(), None)
 
 
 def _words(vectors: State) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minidiff.io import rename
-from minidiff.io.checkpoint import CONTENTS, kind
+from minidiff.io.checkpoint import CONTENTS, TITLES, WIDTHS, context_width, kind
 from minidiff.io.plain_text import parse, read_json
 from minidiff.io.weight_file import read_notes
 from minidiff.io.weights import first_ten, load_state, nonfinite, save_state
@@ -132,6 +132,9 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
     state = load_state(path, "pytorch_lora_weights")
     if (what := kind(state)) in CONTENTS and what not in ("lora", "unknown"):
         raise ValueError(f"{path} is no LoRA but a {CONTENTS[what]}")
+    made, own = context_width(state), getattr(getattr(parts.get("unet"), "config", None), "cross_attention_dim", None)
+    if made and own and made != own:
+        raise ValueError(f"{path} is a LoRA of {_family(made)}, and this model is of {_family(own)}")
     layers, pairs, alphas, odd, twice = _layers(parts), {}, {}, [], []
     names = _spellings(layers)
     for key, tensor in state.items():
@@ -182,6 +185,11 @@ def save_lora(lora: Lora, path: str | Path) -> None:
     """
     state = {f"{name}.lora_A.weight": change.down for name, change in lora.items()}
     save_state(state | {f"{name}.lora_B.weight": c.factor * c.up for name, c in lora.items()}, path)
+
+
+def _family(width: int) -> str:
+    """By the width of its context."""
+    return TITLES[WIDTHS[width]] if width in WIDTHS else f"another family (its context is {width} wide)"
 
 
 def _layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:

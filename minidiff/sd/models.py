@@ -322,8 +322,8 @@ def _tokenizers(source: Path, tokenizer: str | Path | None, config: str | Path |
     if tokenizer is None and (tokenizer := find_vocabulary(source, texts[0].get("vocab_size", 49408))) is None:
         raise ValueError(f"{source} carries no tokenizer, like all single files, and none is beside it, in the cache "
                          "of the Hugging Face Hub, or in an installed open_clip or clip package: give tokenizer=, a "
-                         "folder with vocab.json and merges.txt. To fetch them: hf download openai/clip-vit-large-patch14 "
-                         "vocab.json merges.txt --local-dir clip-tokenizer")
+                         "folder with vocab.json and merges.txt. To fetch them: hf download "
+                         "openai/clip-vit-large-patch14 vocab.json merges.txt --local-dir clip-tokenizer")
     # one vocabulary in all families, but padding of its own in those of OpenCLIP
     return load_tokenizers(tokenizer, ["!" if text.get("hidden_act") == "gelu" else EOS for text in texts])
 

@@ -46,7 +46,12 @@ FULL_PREVIEW = 128 * 128  # pixels up to which a preview is a true decode
 
 
 class StableDiffusion(Model):
-    """Pictures from prompts, by latent diffusion with classifier-free guidance; its parts: see `Model`.
+    """Pictures from prompts, by latent diffusion with classifier-free guidance.
+
+    pipe(prompt, …), pipe.img2img(prompt, image, …), pipe.inpaint(prompt, image, mask, …) and pipe.two_pass(prompt, …)
+    draw; pipe.stream(prompt, …) shows every step. Their keyword arguments: help(md.Settings). What is loaded into it:
+    pipe.load_lora, pipe.load_textual_inversion; memory and speed: pipe.to, pipe.offload, pipe.compile; its parts,
+    pipe.text, pipe.unet, pipe.vae, pipe.schedule: see `Model`.
 
     Matches: diffusers' StableDiffusionPipeline, LatentConsistencyModelPipeline and StableDiffusionXLPipeline and their
     img2img and inpainting siblings, with one generator per image, pixels to 1e-4 (tests/parity/test_families.py).
@@ -71,7 +76,7 @@ class StableDiffusion(Model):
         Raises:
             ValueError: a setting out of its range, or of a form that does not fit the model or the others.
         """
-        s = Settings(**settings)
+        s = Settings.of(**settings)
         for step in self._run(prompt, s):
             z = step.x
         if s.output == "latent":
@@ -140,7 +145,7 @@ class StableDiffusion(Model):
         """
         if not (number("scale", scale) > 0 and settings.get("image") is None and settings.get("latents") is None):
             raise ValueError("two_pass takes a positive scale, and starts from noise of its own, not from an image")
-        s = self.settled(Settings(image=torch.zeros(3, 1, 1), strength=strength, **settings))
+        s = self.settled(Settings.of(image=torch.zeros(3, 1, 1), strength=strength, **settings))
         strength = redrawn(s.steps, strength)                                                # checked before the work
         prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(s.num_images)]
         settings |= {"num_images": 1}
@@ -155,7 +160,7 @@ class StableDiffusion(Model):
         >>> [round(step.level.sigma, 2) for step in pipe.stream("a red house", steps=3)]
         [0.95, 0.68, 0.04, 0.03]
         """
-        return self._run(prompt, Settings(**settings))
+        return self._run(prompt, Settings.of(**settings))
 
     def _run(self, prompt: str | list[str] | None, s: Settings) -> Iterator[Step]:
         """A run, with the LoRAs that its prompts name in the weights while these are read and while steps are taken."""

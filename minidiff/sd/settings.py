@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 SEEDS = 2**32  # torch's CPU generator looks at no more than 32 bits of its seed
 OUTPUTS = ("pil", "tensor", "latent")
+ELSEWHERE = {  # what diffusers, and what the web UI's interface, call what has another name here
+    "num_inference_steps": "steps", "num_images_per_prompt": "num_images", "generator": "seed, a number",
+    "output_type": "output", "mask_image": "mask", "controlnet_conditioning_scale": "control_scale",
+    "control_guidance_start": "control_start", "control_guidance_end": "control_end", "scheduler": "sampler",
+    "timesteps": "sampler, a pair (function, Grid)", "sigmas": "sampler, a pair (function, Grid)",
+    "cross_attention_kwargs": "pipe.load_lora(path, scale)", "cfg_scale": "guidance_scale", "sampler_name": "sampler",
+    "denoising_strength": "strength", "batch_size": "num_images", "init_image": "image",
+    "prompt_embeds_2": "prompt_embeds, a pair (context, vec)", "negative_prompt_2": "negative_prompt",
+    **dict.fromkeys(("callback", "callback_on_step_end"), "pipe.stream(…), which gives every step"),
+    "return_dict": "nothing: the result is a list", "pooled_prompt_embeds": "prompt_embeds, a pair (context, vec)"}
 CONTROLS = ("controlnet", "control_image", "control_scale", "control_start", "control_end", "guess_mode")
 
 
@@ -160,6 +171,25 @@ class Settings:
         if (self.controlnet is None) != (self.control_image is None):
             raise ValueError("controlnet and control_image go together: one of them is missing")
         self.controls  # checks them
+
+    @classmethod
+    def of(cls, **settings) -> Settings:
+        """Settings by keyword, with a word of help where one has another name here.
+
+        Raises:
+            TypeError: there is no such setting. ValueError: see the class.
+
+        >>> Settings.of(num_inference_steps=20)
+        Traceback (most recent call last):
+        TypeError: there is no setting num_inference_steps; here it is steps
+        """
+        names = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in names:
+                near = [ELSEWHERE[name]] if name in ELSEWHERE else get_close_matches(name, names, 1)
+                more = f"; here it is {near[0]}" if near else f"; there are {', '.join(names)}"
+                raise TypeError(f"there is no setting {name}{more}")
+        return cls(**settings)
 
     def settled(self, lcm: bool, told: bool) -> Settings:
         """The same, with the numbers of a run where they were left open.

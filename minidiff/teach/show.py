@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minidiff.data.scenes import contact_sheet
-from minidiff.io.images import plain, to_pil
+from minidiff.io.images import contact_sheet, plain, to_pil
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

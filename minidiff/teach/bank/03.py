@@ -52,8 +52,10 @@ def mixed(a, s, x0, eps):
 ALPHA = torch.tensor([0.995, 0.9, 0.6, 0.2])
 SIGMA = (1 - ALPHA**2).sqrt()
 G = torch.Generator().manual_seed(0)
-BATCH = tuple((Net(), torch.randn(2, 2, generator=G), torch.randn(2, 2, generator=G), torch.tensor(t), ALPHA, SIGMA)
-              for t in ([0, 2], [3, 1], [2, 2]))  # as many points as coordinates: where broadcasting does not complain
+# x0 asks for a gradient, as the weights of a network would: a loss must let it through. As many points as coordinates:
+# where broadcasting does not complain
+BATCH = tuple((Net(), torch.randn(2, 2, generator=G).requires_grad_(), torch.randn(2, 2, generator=G), torch.tensor(t),
+               ALPHA, SIGMA) for t in ([0, 2], [3, 1], [2, 2]))
 LEVELS = tuple((ALPHA, SIGMA, s) for s in (1.0, 0.5, 2.0)) + ((torch.tensor(0.8), torch.tensor(0.6), 0.25),)
 PAIRS = tuple((torch.randn(5, 2, generator=G), torch.randn(5, 2, generator=G), a, (1 - a * a) ** 0.5)
               for a in (0.9, 0.6, 0.1))
@@ -80,6 +82,8 @@ EXERCISES = {
                 off(lambda x, out, x0, eps: out - torch.randn_like(eps)),
             "fresh noise is drawn; take the eps that is given, for the state and as the target":
                 lambda net, x0, eps, t, a, s: l_simple(net, x0, torch.randn_like(eps), t, a, s),
+            "the number is right, but nothing leads back from it to the weights, and no network learns: leave out "
+            ".item(), .detach() and no_grad, and return the tensor": lambda *row: l_simple(*row).detach(),
             "this adds up the coordinates, so it is D times too large: average over them as well":
                 lambda *row: 2 * l_simple(*row),
             "this adds up everything; average over points and coordinates": lambda *row: 4 * l_simple(*row),

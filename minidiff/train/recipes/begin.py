@@ -47,7 +47,7 @@ def fitted(run: Run, examples: int, usual: int) -> Run:
 
 
 def model_parts(init: Path, out: Path, name: str) -> Path:
-    """Where a recipe's own part of a whole model is; for `unet`, what it needs beside goes to `out`, if it is not there.
+    """Where a recipe's own part of a whole model is; what `unet` needs beside goes to `out`, if it is not there.
 
     Raises:
         ValueError: the recipe trains no part of a model that it could go on from, or the model is of another kind.

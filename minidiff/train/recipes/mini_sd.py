@@ -174,7 +174,8 @@ def unet(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
     text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(bool(init))
     empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
     config = UNetConfig(sample_size=means.shape[-1], in_channels=means.shape[1], out_channels=means.shape[1],
-                        block_out_channels=(64, 128, 160), layers_per_block=1, heads=4, cross_attention_dim=text.config.hidden_size,
+                        block_out_channels=(64, 128, 160), layers_per_block=1, heads=4,
+                        cross_attention_dim=text.config.hidden_size,
                         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"))
     net = start(UNet, config, run, init, "in_channels", "out_channels", "cross_attention_dim")
