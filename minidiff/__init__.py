@@ -5,8 +5,12 @@
 >>> pipe("a large red house on the left, snow, night, stars", steps=2)[0].size
 (128, 128)
 """
+import sys as _sys
 from importlib import import_module as _import_module
 from pathlib import Path as _Path
+
+if _sys.version_info < (3, 11):  # while it is installed, too: pip alone would say "No matching distribution"
+    raise SystemExit("minidiff needs Python 3.11 or newer; this is " + ".".join(map(str, _sys.version_info[:2])))
 
 __version__ = "0.1.0"
 

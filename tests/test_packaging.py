@@ -156,6 +156,21 @@ def test_tests_take_one_thread_or_as_many_as_the_user_says(given, threads):
 
 
 @pytest.mark.quick
+def test_an_older_python_is_told_so_also_by_pip():
+    """The build executes minidiff/__init__.py for the version, before pip looks for the other requirements."""
+    assert 'source = "code"' in read("pyproject.toml") and "import torch" not in read("minidiff/__init__.py")
+    code = "import sys; sys.version_info = (3, 10, 4); exec(open('minidiff/__init__.py').read())"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, "minidiff needs Python 3.11 or newer; this is 3.10\n")
+
+
+@pytest.mark.quick
+def test_binder_takes_the_cpu_build_of_torch():
+    assert read(".binder/runtime.txt") == "python-3.11\n" and os.access(ROOT / ".binder" / "postBuild", os.X_OK)
+    assert "--torch-backend=cpu -r requirements.txt" in read(".binder/postBuild")
+
+
+@pytest.mark.quick
 def test_requirements_pin_everything_and_install_the_package():
     lines = [line for line in read("requirements.txt").splitlines() if line and not line.startswith("#")]
     assert lines[-1] == "-e ." and all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9.]+", line) for line in lines[:-1])

@@ -130,3 +130,12 @@ def test_pictures_of_several_sizes_are_not_shown_together():
     for together in (png, lambda pictures: encode(pictures, ".png", seconds=1, hold=1)):
         with pytest.raises(ValueError, match="of one size; these are 2×2, 4×2"):
             together(pictures)
+
+
+def test_a_widget_of_ipywidgets_7_is_shown_with_the_picture_behind_it():
+    """Colab's version has no _repr_mimebundle_."""
+    class Old:
+        model_id = "abc"
+
+    view = show._view(Old())
+    assert view == {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0, "model_id": "abc"}}

@@ -135,6 +135,14 @@ def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = 
     bundle = {"text/html": f'<figure style="margin:0"><img alt="{text}" style="{look}" src="{source}"></figure>',
               "image/png": base64.b64encode(still).decode(), "text/plain": alt}
     if get_ipython():
-        display.display((live()._repr_mimebundle_() | bundle) if live else bundle, raw=True)
+        display.display((_view(live()) | bundle) if live else bundle, raw=True)
     else:
         print(alt)
+
+
+def _view(widget: object) -> dict:
+    """What a notebook shows a widget by; ipywidgets 7, which Colab has, displays them itself and does not tell."""
+    if hasattr(widget, "_repr_mimebundle_"):
+        return widget._repr_mimebundle_()
+    return {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0,
+                                                         "model_id": widget.model_id}}
