@@ -9,7 +9,7 @@ import sys as _sys
 from importlib import import_module as _import_module
 from pathlib import Path as _Path
 
-if _sys.version_info < (3, 11):  # while it is installed, too: pip alone would say "No matching distribution"
+if _sys.version_info < (3, 11):  # noqa: UP036  (the build runs this too: pip says "No matching distribution" otherwise)
     raise SystemExit("minidiff needs Python 3.11 or newer; this is " + ".".join(map(str, _sys.version_info[:2])))
 
 __version__ = "0.1.0"
