@@ -65,7 +65,7 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
         film: also write how the (first) picture came about: the state beside the guess, ends in .png, .gif or .webp.
         out: the picture's file (several: -1, -2 … is added); None: minidiff-0001.png, the next free number.
         overwrite: whether an existing file may be replaced.
-        metadata: whether the files say how they were made, see `minidiff.io.parameters`.
+        metadata: whether the files say how they were made, also by which files, see `minidiff.io.parameters`.
         say: gets a line at the end, which says what was drawn, where and how.
 
     Returns:
@@ -122,6 +122,12 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
 
     settled = pipe.settled(Settings(**settings))
     known = _known(pipe, settled, locals())
+    of_each = [{"prompt": texts[i // num_images], "seed": seed + i} for i in range(count)]
+    if grid:
+        of_each = [{"prompt": texts[0] if len(texts) == 1 else texts, "seed": seed, "num_images": num_images,
+                    "grid": True}]
+    notes = [parameters.for_saving(known | of, __version__, kind) if metadata else {}
+             for of, kind in zip(of_each, kinds, strict=True)]
     images, moments, image = [], [], None
     jobs = list(_batches([text for text in texts for _ in range(num_images)], apart=weights))
     passes = [settings]
@@ -141,14 +147,10 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
                                                      x0=None if step.x0 is None else step.x0[:1].cpu()))
                 image = io.to_unit(pipe.decode(step.x, tile))
             images += io.to_pil(image)
-    of_each = [{"prompt": texts[i // num_images], "seed": seed + i} for i in range(count)]
-    if grid:
-        of_each = [{"prompt": texts[0] if len(texts) == 1 else texts, "seed": seed, "num_images": num_images,
-                    "grid": True}]
     written = []
     with claimed(paths, out is None) as paths:
-        for path, image, of, kind in zip(paths, [_sheet(images)] if grid else images, of_each, kinds, strict=True):
-            io.save_image(image, path, **parameters.for_saving(known | of, __version__, kind) if metadata else {})
+        for path, image, more in zip(paths, [_sheet(images)] if grid else images, notes, strict=True):
+            io.save_image(image, path, **more)
             written.append(path)
     if film is not None:
         write_film([frame(pipe, step) for step in thin(moments)], film)
@@ -279,8 +281,8 @@ def _known(pipe: StableDiffusion, s: Settings, options: dict[str, Any]) -> dict[
         if kinds == (list,):
             value = [part if isinstance(part, (int, float)) else str(part) for part in _listed(value)]
         value = str(value) if isinstance(value, Path) else value
-        if value not in (None, [], False) and name not in ("prompt", "seed", "num_images", "grid"):
-            known[name] = value
+        if not (value is None or value is False or value == [] or name in ("prompt", "seed", "num_images", "grid")):
+            known[name] = value                                         # a 0 counts: eta has another default
     known |= {"steps": s.steps, "guidance_scale": s.guidance_scale, "height": s.height, "width": s.width,
               "sampler": name_of({**pipe.scheduler, **(named(s.sampler) if s.sampler else {})}),
               "dtype": str(pipe.unet.conv_in.weight.dtype).removeprefix("torch.")}

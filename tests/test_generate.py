@@ -149,6 +149,7 @@ def test_every_option_of_the_help_is_tested():
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
 @pytest.mark.parametrize("words", [
     [RED, "--seed", "random"], ["a (red:1.3) house, café 日本", "--weights", "--negative-prompt", "fog: a, \"b\"\nc"],
+    [RED, "--sampler", "dpmpp_2m_sde", "--eta", "0"],
     [RED, "--sampler", "dpmpp_sde_karras", "--eta", "0.5", "--size", "40", "--lora", "ink.safetensors=0.5"],
     [RED, "--init-image", "photo.png", "--mask", "mask.png", "--strength", "0.8", *NET, "--control-end", "0.7"],
     ["--prompts", "prompts.txt", "--num-images", "2", "--grid", "--dtype", "bfloat16", "--clip-skip", "1"],
@@ -213,8 +214,10 @@ def test_info_tells_how_a_picture_was_made(draw, tmp_path, capfd):
     (["a [red:blue:0.5] house", "--weights"], "would change the prompt on the way")])
 def test_what_cannot_be_is_one_line(place, monkeypatch, capfd, words, said):
     monkeypatch.chdir(place)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
+    monkeypatch.setattr(StableDiffusion, "decode", lambda *_: pytest.fail("it was drawn first"))
     try:
-        assert cli.main(["generate", *words, "--model", "model", "--steps", "2"]) == 2
+        assert cli.main(["generate", "--model", "model", "--steps", "2", *words]) == 2
     except SystemExit as stop:                                               # of argparse
         assert stop.code == 2
     out, err = capfd.readouterr()

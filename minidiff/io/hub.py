@@ -48,8 +48,8 @@ def _cached(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no folder {name}, and no such repository in the cache "
-                                f"{constants.HF_HUB_CACHE}; download=True would fetch it from huggingface.co, in "
-                                "Python") from error
+                                f"{constants.HF_HUB_CACHE}; download=True would fetch it from "
+                                "huggingface.co") from error
 
 
 def _fetch(name: str, variant: str | None) -> Path:

@@ -114,7 +114,7 @@ class VAE(Net):
             noise: None, or N(0, I) of the latent's shape.
             tile: side in pixels of the tiles in which larger pictures are read, see `decode`.
         """
-        both = tiled(lambda part: torch.cat(self.moments(part), 1), image, self._checked(tile),
+        both = tiled(lambda part: torch.cat(self.moments(part), 1), image, self.check_tile(tile),
                      1 / self.factor)
         z, logvar = both.chunk(2, dim=1)
         if noise is not None:
@@ -135,9 +135,14 @@ class VAE(Net):
         def whole(part: Tensor) -> Tensor:
             return self.decoder(self.post_quant_conv(part / self.config.scaling_factor))
 
-        return tiled(whole, z, self._checked(tile) and tile // self.factor, self.factor)
+        return tiled(whole, z, self.check_tile(tile) and tile // self.factor, self.factor)
 
-    def _checked(self, tile: int | None) -> int | None:
+    def check_tile(self, tile: int | None) -> int | None:
+        """The tile, if it is one of `decode`'s, or None.
+
+        Raises:
+            ValueError: it is no multiple of 4·f.
+        """
         if tile is not None and (not isinstance(tile, int) or tile < 1 or tile % (4 * self.factor)):
             raise ValueError(f"tile is {tile}; it must be a positive multiple of {4 * self.factor}")
         return tile

@@ -133,6 +133,7 @@ def _check(model: Model, s: Settings, shape: tuple[int, ...], guided: bool, **pi
         if given is not None and len(given) not in (1, prompts):
             raise ValueError(f"there are {prompts} prompts, but {len(given)} {what}")
     check_seeds(s.seed, n)
+    model.vae.check_tile(s.tile)                                        # before the steps, not after them
     if s.latents is not None and s.latents.shape != shape:
         raise ValueError(f"latents have the shape {tuple(s.latents.shape)}; it should be {shape}")
     memory.check(model.unet, model.vae, model.device, rows=n * (1 + guided), pictures=n,
