@@ -41,8 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return one_line(_with_options(str(message), parser))
 
         try:
-            args = vars(_parser().parse_args(argv))
-            parser = args.pop("parser")
+            args, odd = _parser().parse_known_args(argv)
+            parser = args.parser
+            if odd:
+                parser.error(_unknown(odd, parser))
+            args = {name: value for name, value in vars(args).items() if name != "parser"}
             args.pop("run")(**args)
             sys.stdout.flush()
             return 0
@@ -147,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _what(g: argparse._ArgumentGroup) -> None:
     g.add_argument("prompt", metavar="PROMPT", nargs="*", help="what to draw, in quotes")
-    g.add_argument("--prompts", metavar="FILE", help="a text file instead, a prompt on each line")
+    g.add_argument("--prompts", metavar="FILE", help="a text file instead, a prompt on each line; # begins a comment")
     g.add_argument("--like", metavar="PICTURE", help="as this picture was made, but for what is given here")
     g.add_argument("--negative-prompt", metavar="TEXT", help="what to stay away from")
     g.add_argument("--weights", action="store_true",
@@ -158,7 +161,7 @@ def _what(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--seed", type=_seed,
                    help="another number, another picture; up to 4294967295, or random (default 0)")
     g.add_argument("--num-images", type=_whole, metavar="N",
-                   help="pictures of each prompt, with seeds SEED, SEED + 1, ... (default 1)")
+                   help="pictures of each prompt (default 1); the seeds of all go on from SEED")
 
 
 def _how(g: argparse._ArgumentGroup) -> None:
@@ -177,7 +180,8 @@ def _how(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--height", type=_whole, metavar="PIXELS", help="instead of --size")
     g.add_argument("--width", type=_whole, metavar="PIXELS", help="instead of --size")
     g.add_argument("--enlarge", type=_real, metavar="X",
-                   help="draw, enlarge X times, redraw with --strength (default 0.3): for sizes beyond the model's own")
+                   help="draw, enlarge X times, redraw with --strength (default 0.3; mini-sd 0.1): sizes beyond the "
+                        "model's own")
 
 
 def _from(g: argparse._ArgumentGroup) -> None:
@@ -225,7 +229,7 @@ def _files(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--out", metavar="FILE", help="file (default: minidiff-0001.png, the next free number)")
     g.add_argument("--overwrite", action="store_true", help="replace files that exist")
     g.add_argument("--no-metadata", dest="metadata", action="store_false",
-                   help="do not write into the files how they were made, for info and --like")
+                   help="do not write into the files how they were made, and from which others, for info and --like")
 
 
 def _seed(text: str) -> int | str:
@@ -256,10 +260,26 @@ def _generate(prompt: Sequence[str] = (), prompts: str | None = None, like: str 
     if "size" in options:
         known = {name: value for name, value in known.items() if name not in ("height", "width")}
     given = known | given
+    for name, option in (("init_image", "--init-image"), ("mask", "--mask"), ("control_image", "--control-image")):
+        for file in [known[name]] if isinstance(known.get(name), str) else known.get(name, []):
+            if name not in options and not os.path.isfile(file):
+                raise ValueError(f"{like} was made from {file}, which is not there; {option} names another")
     if "prompt" not in given:
         raise ValueError(f'a PROMPT is missing: minidiff generate "{EXAMPLE}"')
     for path in generate(**given | options, say=lambda line: print(f"minidiff: {one_line(line)}", file=sys.stderr)):
         print(path)
+
+
+def _unknown(words: list[str], parser: argparse.ArgumentParser) -> str:
+    """What to say of arguments that a command does not have."""
+    from difflib import get_close_matches
+
+    from minidiff.sd.settings import ELSEWHERE
+
+    options = [option for action in parser._actions for option in action.option_strings]
+    near = "--" + ELSEWHERE.get(words[0].lstrip("-").replace("-", "_"), "").replace("_", "-")
+    near = [near] if near in options else get_close_matches(words[0], options, 1)
+    return f"there is no {' '.join(words)}{f'; here it is {near[0]}' if near and words[0][:1] == '-' else ''}"
 
 
 def _with_options(message: str, parser: argparse.ArgumentParser | None) -> str:
@@ -276,8 +296,9 @@ def _with_options(message: str, parser: argparse.ArgumentParser | None) -> str:
     def option(found: re.Match) -> str:
         return names[found[1]]
 
-    message = re.sub(rf"{alone}({word})=(True)?", option, message)                              # weights=True
-    message = re.sub(rf"^({word})(?= (?:is|are|[0-9.]+ of)\b)", option, message)                # steps is 0; …
+    message = re.sub(rf"{alone}({word})=(True\b|(?=[,;]))?",                                    # weights=True
+                     lambda found: option(found) + (" " if found[2] is None else ""), message)
+    message = re.sub(rf"^({word})(?= (?:is|are|needs|belongs|[0-9.]+ of)\b)", option, message)  # steps is 0; …
     return re.sub(rf"{alone}({word})\b(?![\"'./=])", lambda found: option(found) if "_" in found[1] else found[1],
                   message)
 
@@ -307,6 +328,12 @@ def _info(path: str, as_json: bool) -> None:
         print(one_line(model["path"]), one_line(model["picture"]), sep="\n")
         for line in (model["text"] or "it does not say how it was made").splitlines():
             print(f"  {one_line(line)}")
+        text = model["text"] or ""
+        more = [f"{name} {value}" for name, value in (model["settings"] or {}).items()
+                if name in ("grid", "num_images", "init_image", "mask", "weights", "long", "vae", "lora", "embedding",
+                            "controlnet", "control_image", "dtype", "variant", "tile", "churn")]
+        if more and "Version: minidiff" in text:
+            print(f"  with {one_line(', '.join(more))}")
         return
     if as_json:
         print(json.dumps(model, indent=2))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minidiff import __version__, values
+from minidiff.io.emphasis import cut_loras, parse
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,7 +53,7 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
         size: height and width in pixels, unless these are given; None: those the model was trained at. Far from them, a
             model repeats or cuts what it draws.
         enlarge: draw in two passes, see `StableDiffusion.two_pass`, this many times as large; then `strength` is how
-            much the second pass redraws (None: 0.3).
+            much the second pass redraws (None: 0.3; with mini-sd, which draws smaller objects into larger ones, 0.1).
         init_image: a picture file to start from, on white where it is transparent, cut and resized to the size drawn;
             see `strength`.
         mask: a picture file of the same proportions, cut and resized likewise: repaint init_image only where it is
@@ -81,7 +82,6 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
     """
     from minidiff.io import images as io
     from minidiff.io import parameters
-    from minidiff.io.emphasis import cut_loras, parse
     from minidiff.io.write import claimed, targets
     from minidiff.sd.pipeline import redrawn
     from minidiff.sd.settings import Settings
@@ -116,11 +116,9 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
     settings |= {name: io.fit(picture, *sides) for name, picture in given.items() if name in ("image", "mask")}
     settings |= _controls(pipe, given, sides, controlnet, control_scale, control_start, control_end)
     io.check_writable([*paths, *([Path(film)] if film else [])], overwrite)
-    if model == "mini-sd":
-        for text in texts:
-            _warn_unknown(" ".join(part[0] for part in parse(cut_loras(text)[0]) if part) if weights else text)
-
     settled = pipe.settled(Settings(**settings))
+    if enlarge is not None:
+        strength = redrawn(settled.steps, 0.1 if strength is None and model == "mini-sd" else strength)
     known = _known(pipe, settled, locals())
     of_each = [{"prompt": texts[i // num_images], "seed": seed + i} for i in range(count)]
     if grid:
@@ -132,15 +130,17 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
     jobs = list(_batches([text for text in texts for _ in range(num_images)], apart=weights))
     passes = [settings]
     if enlarge is not None:
-        passes.append(settings | {"strength": redrawn(settled.steps, strength)})
-    total = sum(_taken(pipe, part, settled) for part in passes) * len(jobs)
-    with _progress(total, f"drawing on {pipe.device}, seed {seed}", "step") as bar:
+        passes.append(settings | {"strength": strength})
+    taken = [_taken(pipe, part, settled) for part in passes]
+    with _progress(sum(taken) * len(jobs), f"drawing on {pipe.device}, seed {seed}", "step") as bar:
         for first, batch in jobs:
             for number, part in enumerate(passes):
                 if number:                                              # the second: from the first's, enlarged
                     image = io.enlarged(image, enlarge, pipe.vae.factor)
                     part = part | {"image": image, "height": image.shape[2], "width": image.shape[3]}
                 for i, step in enumerate(pipe.stream(batch, seed=seed + first, **part)):
+                    if i == first == number == 0 and model == "mini-sd":     # behind all that may be wrong
+                        _warn_unknown(" ".join(map(_plain, texts)))
                     bar.update(i > 0)
                     if film is not None and first == number == 0:       # which of them to show is known at the end
                         moments.append(step._replace(x=step.x[:1].cpu(),
@@ -156,7 +156,7 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
         write_film([frame(pipe, step) for step in thin(moments)], film)
         written.append(Path(film))
     if say is not None:
-        say(_said(pipe, known, seed, count))
+        say(_said(pipe, known, images[0].size, taken, seed, count))
     return written
 
 
@@ -290,11 +290,21 @@ def _known(pipe: StableDiffusion, s: Settings, options: dict[str, Any]) -> dict[
     return {name: value for name, value in known.items() if (name, value) not in unsaid}
 
 
-def _said(pipe: StableDiffusion, known: dict[str, Any], seed: int, count: int) -> str:
-    """The line that says what is drawn, where and how."""
+def _plain(text: str) -> str:
+    """The words of a prompt, without what the web UI reads otherwise."""
+    try:
+        return " ".join(part[0] for part in parse(cut_loras(text)[0]) if part)
+    except ValueError:
+        return text
+
+
+def _said(pipe: StableDiffusion, known: dict[str, Any], size: tuple[int, int], taken: list[int], seed: int,
+          count: int) -> str:
+    """The line that says what was drawn, where and how."""
     seeds = f"seed {seed}" if count == 1 else f"seeds {seed} to {seed + count - 1}"
-    name, sides = Path(known["model"]).name, f"{known['width']}×{known['height']} pixels"
-    return (f"{name} on {pipe.device}, {known['dtype']}: {sides}, {known['steps']} steps of {known['sampler']}, "
+    name, sides = Path(known["model"]).name, f"{size[0]}×{size[1]} pixels"
+    cut = [f"the last {n} of " * (n < known["steps"]) + f"{known['steps']}" for n in taken]
+    return (f"{name} on {pipe.device}, {known['dtype']}: {sides}, {' and '.join(cut)} steps of {known['sampler']}, "
             f"guidance scale {known['guidance_scale']:g}, {seeds}")
 
 

@@ -19,6 +19,9 @@ FILES = ["a.png", "b.jpg", "c.gif", "d.webp", "e", ".png", "a.bmp", "..", ".", "
          "taken.png", "x" * 300 + ".png", "\udcff.png", "a\0.png", "model.safetensors", "text.png", "-a.png", "./a.png",
          "folder.png"]
 NAMES = ["ddim", "euler", "nobody", "epsilon", "v_prediction", "cpu", "cuda", "mps", "float16", "sd1", "x" * 99]
+MEASURED = {"model": "mini-sd", "device": "cpu", "dtype": "float32", "batch": 1, "size": 128, "step_seconds": 0.1,
+            "steps_per_second": 10.0, "tflops": 0.1, "share": 0.5, "compile_seconds": None, "picture_seconds": None,
+            "peak_bytes": None}
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
@@ -70,7 +73,7 @@ def test_any_command_line_ends_with_a_sentence_or_what_was_asked(folder, monkeyp
     with monkeypatch.context() as patch:                                 # what would take long
         patch.setattr(recipes, "RECIPES", dict.fromkeys(recipes.RECIPES, quick))
         patch.setattr(evaluate, "evaluate", lambda *_, **__: {})
-        patch.setattr(bench, "bench", lambda *_, **__: {})
+        patch.setattr(bench, "bench", lambda *_, **__: MEASURED)
         line = data.draw(command_lines(folder))
         try:
             code = cli.main(line)

@@ -137,7 +137,7 @@ def test_a_missing_variant_is_only_advised_where_it_exists(tmp_path):
         save_file(STATE, folder / name)
         with pytest.raises(FileNotFoundError) as error:
             load_state(folder)
-        assert str(error.value).endswith(f"; variant={advice} would take it, in Python" if advice else name)
+        assert str(error.value).endswith(f"; variant={advice} would take it" if advice else name)
     (folder / f"{STEM}.safetensors.index.fp16.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="; variant='fp16' would take it"):
         load_state(folder)

@@ -238,7 +238,7 @@ def _variant_hint(folder: Path, stems: tuple[str, str], variant: str | None) -> 
                       r"(?P<index>\.index(?:\.(?P<tag>[^.]+))?\.json)?")
     files = [match for path in folder.iterdir() if (match := name.fullmatch(path.name)) and match[1] in stems]
     tags = {match["tag" if match["index"] else "file"] or "" for match in files} - {variant or ""}
-    return f"; variant={min(tags) or None!r} would take it, in Python" if tags else ""
+    return f"; variant={min(tags) or None!r} would take it" if tags else ""
 
 
 def first_ten(names: Iterable[str]) -> str:

@@ -68,6 +68,9 @@ class Net(nn.Module):
         >>> VAE.from_pretrained(tmp.name).config.block_out_channels
         (8,)
         """
+        if not Path(source).exists():
+            raise FileNotFoundError(f"there is no {source}; give the folder of a {cls.__name__}"
+                                    + ", or its file" * bool(cls.part))
         if not (cls.part and Path(source).is_file()):
             values = read_json(Path(source) / "config.json")
             return cls.from_state(values, load_state(source, cls.stem, variant), source, device=device, dtype=dtype)

@@ -5,12 +5,17 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from minidiff.io.tokenizer import train_tokenizer
+from minidiff.sd.scheduler import NAMES
 from tests import tiny
 
 XL_UNET = {**tiny.UNET, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "cross_attention_dim": 24 + 32,
            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "use_linear_projection": True,
            "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "attention_head_dim": (2, 4),
            "transformer_layers_per_block": (1, 2), "projection_class_embeddings_input_dim": 20 + 6 * 8}
+# samplers whose pictures diffusers' classes draw otherwise, and the test that says why
+OTHERWISE = {"dpmpp_sde": "test_dpmpp_sde_equals_diffusers_on_the_same_brownian_path",
+             "ddpm_large": "test_the_last_step_adds_no_noise"}
+SAMPLERS = [name for name in NAMES if name not in OTHERWISE]
 FAMILIES = {
     "sd1": {"scheduler": "PNDMScheduler", "skip_prk_steps": True},
     "sd2": {"prediction_type": "v_prediction", "unet": {"use_linear_projection": True, "attention_head_dim": (2, 4)}},
@@ -20,6 +25,12 @@ FAMILIES = {
             "unet": {"time_cond_proj_dim": 16}},
     "sdxl": {"pipeline": "StableDiffusionXLPipeline", "scheduler": "EulerDiscreteScheduler", "unet": XL_UNET},
 }
+
+
+def scheduler_of(sampler: str, config: dict):
+    """What diffusers' class of this sampler makes of a model's config; plms is PNDM without Runge-Kutta steps."""
+    made = NAMES[sampler]
+    return getattr(diffusers, made["_class_name"]).from_config({"skip_prk_steps": True, **config, **made})
 
 
 def build(folder, name: str) -> diffusers.DiffusionPipeline:

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from minidiff.data import scenes
 from minidiff.io.tokenizer import train_tokenizer
 from minidiff.sd.pipeline import StableDiffusion
-from minidiff.sd.scheduler import NAMES
 from tests import tiny
+from tests.parity.families import SAMPLERS, scheduler_of
 
 PROMPTS = ["a large red house on the left, snow, night, stars", "two boats"]
 
@@ -51,22 +51,22 @@ def generators(n: int, seed: int = 0) -> list[torch.Generator]:
 def swap(theirs, name: str | None):
     """Give diffusers' pipeline the scheduler that `sampler=name` means; plms is PNDM without Runge-Kutta steps."""
     if name:
-        config = {"skip_prk_steps": True, **theirs.scheduler.config}
-        theirs.scheduler = getattr(diffusers, NAMES[name]).from_config(config)
+        theirs.scheduler = scheduler_of(name, theirs.scheduler.config)
 
 
 def picture(size: int) -> Image.Image:
     return Image.fromarray(scenes.render(1, size, seed=3)[0][0].permute(1, 2, 0).numpy())
 
 
-@pytest.mark.parametrize("name", [None, *NAMES])
+@pytest.mark.parametrize("name", [None, *SAMPLERS])
 def test_every_sampler_draws_diffusers_picture(models, name):
     theirs, ours = models
     scheduler = theirs.scheduler
     swap(theirs, name)
     want = theirs(PROMPTS[0], num_inference_steps=7, generator=generators(1, 5), output_type="pt").images
     theirs.scheduler = scheduler
-    assert_close(ours(PROMPTS[0], steps=7, seed=5, sampler=name, output="tensor"), want, atol=1e-4, rtol=0)
+    got = ours(PROMPTS[0], steps=7, seed=5, sampler=name, guidance_scale=7.5, output="tensor")
+    assert_close(got, want, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("settings", [
@@ -120,7 +120,7 @@ def img2img(theirs):
 
 
 # lms, plms: diffusers cuts the list of times but not the history, test_a_slice_starts_lms_with_one_derivative
-@pytest.mark.parametrize("name", [None, *(name for name in NAMES if name not in ("lms", "plms"))])
+@pytest.mark.parametrize("name", [None, *(name for name in SAMPLERS if name not in ("lms", "plms"))])
 def test_img2img_redraws_diffusers_picture(models, name):
     theirs, ours = models
     scheduler = theirs.scheduler
@@ -128,7 +128,8 @@ def test_img2img_redraws_diffusers_picture(models, name):
     want = img2img(theirs)(PROMPTS[0], picture(32), strength=0.55, num_inference_steps=8, generator=generators(1, 2),
                            output_type="pt").images
     theirs.scheduler = scheduler
-    got = ours.img2img(PROMPTS[0], picture(32), strength=0.55, steps=8, seed=2, sampler=name, output="tensor")
+    got = ours.img2img(PROMPTS[0], picture(32), strength=0.55, steps=8, seed=2, sampler=name, guidance_scale=7.5,
+                       output="tensor")
     assert_close(got, want, atol=1e-4, rtol=0)
 
 

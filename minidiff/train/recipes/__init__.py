@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from minidiff.data.files import metadata
 from minidiff.io.hub import SHIPPED
 from minidiff.io.weights import weights_dir
 from minidiff.train.pictures import DRAWINGS, enough, made_of
@@ -57,6 +58,8 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, batch, seed=seed)
     if init and (init / "model_index.json").is_file():
+        if data:
+            metadata(data, size)                                           # before anything is written
         init = model_parts(init, out, name)
     own = () if init else ("text_encoder",)                                # a net that goes on has one of its own
     parts = ("vae", "tokenizer", *own) if name == "unet" else ()
