@@ -119,6 +119,8 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
     settled = pipe.settled(Settings(**settings))
     if enlarge is not None:
         strength = redrawn(settled.steps, 0.1 if strength is None and model == "mini-sd" else strength)
+    elif init_image is not None:
+        strength = settled.taken
     known = _known(pipe, settled, locals())
     of_each = [{"prompt": texts[i // num_images], "seed": seed + i} for i in range(count)]
     if grid:

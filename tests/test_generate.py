@@ -254,3 +254,49 @@ def test_words_that_mini_sd_has_never_seen_get_one_line():
 def test_known_words_get_no_line(recwarn):
     generate._warn_unknown(generate.EXAMPLE)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--cfg-scale", "7"], "there is no --cfg-scale 7; here it is --guidance-scale; see"),
+    (["--num-inference-steps", "7"], "there is no --num-inference-steps 7; here it is --steps; see"),
+    (["--num-image", "x"], "--num-image"), (["--guidence-scale", "7"], "here it is --guidance-scale"),
+    (["--xyzzy"], "there is no --xyzzy; see minidiff generate --help")])
+def test_an_option_of_another_program_is_told_its_name_here(capfd, words, said):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["generate", RED, *words])
+    out, err = capfd.readouterr()
+    assert stop.value.code == 2 and said in err and err.count("\n") == 1 and out == ""
+
+
+def test_like_names_the_picture_that_is_missing_and_the_option_that_gives_another(draw, tmp_path, capfd):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "mine.png")
+    draw(RED, "--init-image", str(tmp_path / "mine.png"), "--out", str(tmp_path / "a.png"))
+    (tmp_path / "mine.png").unlink()
+    assert cli.main(["generate", "--like", str(tmp_path / "a.png")]) == 2
+    assert "mine.png, which is not there; --init-image names another" in capfd.readouterr().err
+    assert draw("--like", str(tmp_path / "a.png"), "--init-image", "photo.png", steps=(), model=())
+
+
+def test_info_tells_what_the_web_uis_line_does_not(draw, tmp_path, capfd):
+    draw(RED, "--num-images", "4", "--grid", "--init-image", "photo.png", "--out", str(tmp_path / "a.png"))
+    cli.main(["info", str(tmp_path / "a.png")])
+    out = capfd.readouterr().out
+    assert "Denoising strength: 0.6" in out
+    assert "with dtype float32, num_images 4, init_image photo.png, grid True" in out
+
+
+@pytest.mark.parametrize("words, how", [
+    ([RED, "--steps", "10", "--init-image", "photo.png"], "32×32 pixels, the last 6 of 10 steps of ddim"),
+    ([RED, "--steps", "10", "--enlarge", "2"], "64×64 pixels, 10 and the last 3 of 10 steps of ddim"),
+    ([RED, "--steps", "2", "--num-images", "2", "--seed", "9"], "2 steps of ddim, guidance scale 7.5, seeds 9 to 10")])
+def test_what_was_drawn_is_said_as_it_was(place, tmp_path, monkeypatch, capfd, words, how):
+    monkeypatch.chdir(place)
+    assert cli.main(["generate", *words, "--model", "model", "--out", str(tmp_path / "a.png")]) == 0
+    assert how in capfd.readouterr().err
+
+
+def test_weights_are_no_words_that_mini_sd_does_not_know(capfd, tmp_path):
+    for weights in ([], ["--weights"]):
+        out = str(tmp_path / f"{len(weights)}.png")
+        cli.main(["generate", "a (red:1.3) dragon", *weights, "--steps", "1", "--out", out])
+        assert "never seen: dragon. It draws" in capfd.readouterr().err

@@ -314,3 +314,9 @@ def test_what_a_recipe_cannot_go_on_from_is_named(tmp_path, cats):
     for device in ("banana", "meta"):
         with pytest.raises(ValueError, match=f"there is no device '{device}' here; cpu always works"):
             recipes.run("vae", **options | {"device": device})
+
+
+def test_a_unet_that_cannot_begin_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        recipes.run("unet", init="mini-sd", out=tmp_path / "out", data=tmp_path / "no", device="cpu", steps=1)
+    assert not (tmp_path / "out").exists()
