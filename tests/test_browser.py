@@ -156,3 +156,38 @@ def test_the_studio_draws_what_is_typed_and_its_slider_goes_back(serve, page):
     moved_by(page.locator(".widget-play button").first.click)
     assert page.asked and [url for url in page.asked if not LOCAL.match(url)] == []
     assert page.errors == []
+
+
+DONE = """() => { const found = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+          const prompts = found.map(prompt => prompt.textContent);
+          return prompts.length > 0 && prompts.every(text => /\\[\\d+\\]/.test(text)); }"""
+EXPLORERS = [path.name for path in sorted(lab.notebooks_dir().glob("*.ipynb")) if re.search(
+    r'"explore\(', path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_every_explorer_moves_after_the_whole_notebook_was_run(name, serve, page):
+    """A later cell may have given the names that an explorer uses to something else."""
+    cells = [new_code_cell(cell.source) for cell in nbformat.read(lab.notebooks_dir() / name, 4).cells
+             if cell.cell_type == "code"]
+    page.set_default_timeout(400_000)
+    goto(page, serve(cells))
+    page.wait_for_function(IDLE)
+    page.evaluate(RUN_ALL)
+    page.wait_for_function(DONE)
+    boxes = page.locator(".widget-vbox:has(> img.widget-image)")
+    made = sum(len(re.findall(r"^(?:explore|studio)\(", cell.source, re.MULTILINE)) for cell in cells)
+    assert boxes.count() == made
+    page.set_default_timeout(60_000)
+    for box in boxes.all():
+        picture, handles = box.locator("> img.widget-image").element_handle(), box.locator(".noUi-handle")
+        before = picture.get_attribute("src")
+        if handles.count():
+            handles.last.press("ArrowLeft")
+            handles.last.press("ArrowRight")
+            handles.last.press("ArrowRight")
+        else:
+            box.locator("select").last.select_option(index=1)
+        page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
+        assert box.get_by_role("alert").count() == 0

@@ -1,4 +1,5 @@
 """Explorers: the slider moves the picture, each picture is drawn once, and a film is stored for those who only read."""
+import asyncio
 import base64
 import io
 import re
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from minidiff.teach import explore
-from minidiff.teach.explore import _widget
+from minidiff.teach.explore import PAUSE, _widget
 from minidiff.teach.show import png
 
 CONTROLS = {"color": ["red", "blue"], "size": [4, 8, 12]}
@@ -54,12 +55,12 @@ def test_moving_a_control_changes_the_picture(shown, draw):
     explore(draw, alt="a square", **CONTROLS)
     (menu, row), image = live(shown[0])
     play, slider = row.children
-    assert image.value == png(draw("red", 4))
+    assert image.value == png(draw("red", 4), fast=True)
     slider.value = 12
-    assert image.value == png(draw("red", 12))
+    assert image.value == png(draw("red", 12), fast=True)
     menu.value = "blue"
-    assert image.value == png(draw("blue", 12))
-    assert isinstance(play, widgets.Play) and play.max == 2 and not slider.continuous_update
+    assert image.value == png(draw("blue", 12), fast=True)
+    assert isinstance(play, widgets.Play) and play.max == 2 and slider.continuous_update
 
 
 def test_each_picture_is_drawn_once_and_only_when_wanted(shown, draw, drawn):
@@ -85,7 +86,7 @@ def test_a_menu_alone_stores_a_still_picture(shown, draw, drawn):
     assert "data:image/png" in shown[0]["text/html"] and drawn == [("red", 8)]
     (_, menu), image = live(shown[0])
     menu.value = "blue"
-    assert image.value == png(draw("blue", 8))
+    assert image.value == png(draw("blue", 8), fast=True)
 
 
 def test_a_long_control_is_stored_as_a_few_frames_and_drawn_when_wanted(shown):
@@ -121,3 +122,47 @@ def test_a_picture_in_place_of_a_function_is_refused():
 def test_an_explorer_without_a_description_is_refused(shown, draw):
     with pytest.raises(ValueError, match="alt is empty"):
         explore(draw, alt=" ", **CONTROLS)
+
+
+def test_what_goes_wrong_is_said_in_the_pictures_place(shown):
+    def draw(t):
+        if t == 2:
+            raise KeyError("no <such> level")
+        return Image.new("RGB", (8, 8))
+
+    box = _widget(lambda t: png(draw(t)), {"t": [1, 2, 3]}, "black", None)
+    row, said, image = box.children
+    slider = row.children[1]
+    slider.value = 2
+    assert image.layout.display == "none" and "t 2: KeyError: &#x27;no &lt;such&gt; level&#x27;" in said.value
+    assert 'role="alert"' in said.value
+    slider.value = 3
+    assert image.layout.display is None and "black t 3" in said.value and "aria-live" in said.value
+
+
+def test_a_later_cell_cannot_break_an_explorer(shown):
+    """Run All, then move the slider: what the cells above had defined counts, directly or through another function."""
+    notebook = {"Image": Image, "explore": explore, "shade": 5}
+    exec("def colour(t):\n    return (t, shade, 0)\n\n"
+         "def draw(t):\n    return Image.new('RGB', (8, 8), colour(t))\n\n"
+         "explore(draw, alt='a colour', t=range(3))", notebook)
+    exec("colour, shade, draw = None, 'red', 3", notebook)
+    (row,), image = live(shown[0])
+    row.children[1].value = 2
+    assert Image.open(io.BytesIO(image.value)).getpixel((0, 0)) == (2, 5, 0)
+
+
+def test_a_drag_draws_where_it_stands_and_not_every_place_on_the_way():
+    asked = []
+    box = _widget(lambda t: asked.append(t) or b"", {"t": range(100)}, "x", None)
+    slider = box.children[0].children[1]
+
+    async def drag():
+        for t in range(1, 60):
+            slider.value = t
+        await asyncio.sleep(2 * PAUSE)
+        slider.value = 70
+        await asyncio.sleep(2 * PAUSE)
+
+    asyncio.run(drag())
+    assert asked == [0, 59, 70]

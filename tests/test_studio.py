@@ -1,6 +1,8 @@
 """The studio: what its controls do, without a browser (tests/test_browser.py has one)."""
 import base64
+import importlib
 import io
+import time
 from unittest.mock import MagicMock
 
 import ipywidgets as widgets
@@ -9,9 +11,11 @@ import torch
 from PIL import Image
 
 import minidiff as md
+from minidiff.data.scenes import unknown_words
 from minidiff.teach import studio
-from minidiff.teach.show import light
 from minidiff.teach.studio import Drawing
+
+studio_module = importlib.import_module("minidiff.teach.studio")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def live(monkeypatch, pipe):
     box = widgets.widget._instances[shown[0]["application/vnd.jupyter.widget-view+json"]["model_id"]]
     flat = [each for child in box.children for each in (child.children if isinstance(child, widgets.Box) else [child])]
     found = {each.description: each for each in flat if getattr(each, "description", "")}
-    found["said"] = next(each for each in flat if type(each) is widgets.HTML)
+    found["said"], found["hidden"] = (each for each in flat if type(each) is widgets.HTML)
     return found | {"picture": next(each for each in flat if isinstance(each, widgets.Image)), "shown": shown[0]}
 
 
@@ -39,43 +43,90 @@ def pixels(picture):
 
 def test_what_is_stored_is_a_film_and_the_widget_begins_at_its_end(live):
     film = Image.open(io.BytesIO(base64.b64decode(live["shown"]["text/html"].split("base64,")[1].split('"')[0])))
-    assert film.n_frames == 5
-    assert light(bytes(live["picture"].value)) == base64.b64decode(live["shown"]["image/png"])
+    assert film.n_frames == 5 and film.width == 2 * 192 + 8
+    assert Image.open(io.BytesIO(live["picture"].value)).width == 2 * 384 + 8 and live["step"].value == 4
 
 
-def test_draw_follows_prompt_seed_steps_and_sampler(live, pipe):
-    before = live["picture"].value
-    live["prompt"].value, live["second prompt"].value = "a green boat, sea, night", ""
+@pytest.mark.parametrize("by", ["draw", "Enter"])
+def test_draw_follows_prompt_seed_steps_and_sampler(live, pipe, by):
+    live["second prompt"].value = ""
     live["steps"].value, live["sampler"].value, live["seed"].value = 3, "euler", 5
-    assert live["picture"].value == before                               # nothing moves until it is asked to
-    live["draw"].click()
+    before = live["picture"].value
+    live["prompt"].value = "a green boat, sea, night"                    # the text's value changes with Enter
+    if by == "draw":
+        live["draw"].click()
+    assert live["picture"].value != before
     assert live["step"].max == 3 and live["step"].value == 3 and live["said"].value == ""
     *_, last = pipe.stream("a green boat, sea, night", steps=3, sampler="euler", seed=5)
     shown = Image.open(io.BytesIO(live["picture"].value))
-    assert shown.size == (2 * 192 + 8, 200)
-    right = pipe.preview(last.x0)[0].resize((192, 192), Image.Resampling.BICUBIC)
-    assert (pixels(shown.crop((200, 0, 392, 192))) - pixels(right)).abs().mean() < 1
-    live["step"].value = 0
-    assert live["picture"].value != before
+    assert shown.size == (2 * 384 + 8, 18 + 18 + 384 + 8)
+    right = pipe.preview(last.x0)[0].resize((384, 384), Image.Resampling.BICUBIC)
+    assert (pixels(shown.crop((392, 36, 776, 420))) - pixels(right)).abs().mean() < 1
+    drawn = live["picture"].value
+    live["◀"].click()
+    assert live["step"].value == 2 and live["picture"].value != drawn
+    live["▶"].click()
+    assert live["step"].value == 3 and live["picture"].value == drawn
+    live["▶"].click()
+    assert live["step"].value == 3
+
+
+@pytest.mark.parametrize("name, value", [("seed", 7), ("guidance", 2.0), ("sampler", "euler_ancestral"), ("steps", 2)])
+def test_a_setting_redraws_at_once(live, name, value):
+    before = live["picture"].value
+    live[name].value = value
+    assert live["picture"].value != before and live["said"].value == ""
+
+
+def test_an_example_sets_both_prompts_and_draws_once(live, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(studio_module, "Drawing", lambda *row: drawn.append(row[1]) or Drawing(*row))
+    live["examples"].value = dict(live["examples"].options)["one word: the colour"]
+    assert drawn == [["a large red house on the left, snow, night, stars",
+                      "a large blue house on the left, snow, night, stars"]]
+    assert [live["prompt"].value, live["second prompt"].value] == drawn[0]
+
+
+def test_every_example_is_of_words_that_mini_sd_knows():
+    for name, *pair in studio_module.PAIRS:
+        assert all(not unknown_words(prompt) for prompt in pair), name
 
 
 def test_a_word_adds_where_it_is_looked_at(live):
     plain = Image.open(io.BytesIO(live["picture"].value))
     live["word"].value = "red"                                           # in the first prompt alone
     both = Image.open(io.BytesIO(live["picture"].value)).convert("RGB")
-    assert both.width == plain.width + 200
-    first, second = both.crop((400, 0, 592, 192)), both.crop((400, 204, 592, 396))
+    assert both.width == plain.width + 392
+    first, second = both.crop((784, 36, 1168, 420)), both.crop((784, 446, 1168, 830))
     assert first.getextrema() != ((255, 255),) * 3 and second.getextrema() == ((255, 255),) * 3
 
 
 def test_mistakes_are_said_in_a_line_and_the_picture_stays(live):
+    live["second prompt"].value = ""
     before = live["picture"].value
-    live["prompt"].value = live["second prompt"].value = " "
-    live["draw"].click()
+    live["prompt"].value = " "
     assert "no prompt" in live["said"].value and live["picture"].value == before and not live["draw"].disabled
     live["prompt"].value = "a red zebra"
-    live["draw"].click()
     assert "zebra" in live["said"].value
+
+
+def test_a_screen_reader_is_told_what_is_to_be_seen(live):
+    live["prompt"].value, live["step"].value = "a green boat, sea", 2
+    assert "a green boat, sea | a blue house, snow, day: state and guess after 2 of 4 steps" in live["hidden"].value
+
+
+def test_looking_on_takes_a_small_share_of_the_time(live, monkeypatch):
+    """With a picture that takes ten steps' time, few are shown on the way; the last one always is."""
+    real, shown = Drawing.picture, []
+
+    def slow(self, k, *more, **options):
+        shown.append(k)
+        time.sleep(0.2)
+        return real(self, k, *more, **options)
+
+    monkeypatch.setattr(Drawing, "picture", slow)
+    live["steps"].value = 20
+    assert shown[-1] == 20 and len(shown) < 12
 
 
 def test_both_prompts_start_from_the_same_noise(pipe):

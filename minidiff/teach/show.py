@@ -56,8 +56,11 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
     publish(webp(still) if heavy else still, "image/webp" if heavy else "image/png", alt, still, width)
 
 
-def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = None) -> bytes:
+def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = None, *, fast: bool = False) -> bytes:
     """The PNG file of what `show` shows.
+
+    Args:
+        fast: packed quickly, for a picture that is looked at and not stored: several times as large.
 
     Raises:
         ValueError: pictures that cannot be shown.
@@ -69,9 +72,9 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     if hasattr(what, "savefig"):
         import matplotlib.pyplot as plt
 
-        what.savefig(file, format="png")
+        what.savefig(file, format="png", pil_kwargs={"compress_level": 1} if fast else {})
         plt.close(what)
-        return light(file.getvalue())
+        return file.getvalue() if fast else light(file.getvalue())
     if isinstance(what, torch.Tensor):
         what = what if what.ndim == 4 else what[None]
         if what.ndim != 4 or what.shape[1] != 3 or not what.is_floating_point():
@@ -84,7 +87,16 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
         what = contact_sheet(list(what), columns or len(what), gap=GAP)
     else:
         what = plain(what)
-    what.save(file, "PNG", optimize=True)
+    what.save(file, "PNG", **({"compress_level": 1} if fast else {"optimize": True}))
+    return file.getvalue()
+
+
+def small(data: bytes) -> bytes:
+    """A PNG file of the same picture that is packed well."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import html
+import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +14,30 @@ from minidiff.data.scenes import unknown_words
 from minidiff.editing import look
 from minidiff.nets.attention import watched
 from minidiff.samplers import SAMPLERS, Step
-from minidiff.teach.film import as_film, frame, thin
+from minidiff.teach.explore import unseen
+from minidiff.teach.film import as_film, thin
 from minidiff.teach.show import png, publish
 from minidiff.text import words
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFont
 
     from minidiff.sd.pipeline import StableDiffusion
 
-STORED = 8    # frames of the film that stands in for the widget
-SIDE = 192    # of each picture, in pixels
+STORED = 8           # frames of the film that stands in for the widget
+SIDE, LARGE = 192, 384  # of each picture, in pixels: stored, and live
+LINE, GAP = 18, 8    # height of a line of text, and between two pictures
+SHARE = 0.15         # of the time that drawing takes, for looking on
 NOBODY = "(no word)"
+PAIRS = (            # what two prompts from the same noise can show
+    ("one word: the colour", "a large red house on the left, snow, night, stars",
+     "a large blue house on the left, snow, night, stars"),
+    ("one word: the object", "a yellow boat, sea, sunset", "a yellow balloon, sea, sunset"),
+    ("the time of day", "a pink tree, grass, day, sun", "a pink tree, grass, night, moon"),
+    ("the place", "a small rocket on the left, sand, day", "a small rocket on the right, sand, day"),
+    ("never seen together", "a red rocket, snow, day", "a green rocket, snow, day"),
+    ("two objects, their colours swapped", "a red house and a blue tree, grass, day",
+     "a blue house and a red tree, grass, day"))
 
 
 def studio(pipe: StableDiffusion, prompt: str, other: str = "", *, steps: int = 25) -> None:
@@ -75,39 +89,64 @@ class Drawing:
                 self.steps.append(step)
                 yield len(self.steps) - 1
 
-    def picture(self, k: int, word: str = NOBODY) -> Image.Image:
-        """Step number k: a row for each prompt, state and guess, and where a word is looked for."""
-        from PIL import Image
+    @torch.inference_mode()
+    def picture(self, k: int, word: str = NOBODY, side: int = SIDE) -> Image.Image:
+        """Step number k: a row for each prompt, state and guess, and where a word is looked for, each with its name.
 
-        level, x, x0 = self.steps[k]
-        rows = [frame(self.pipe, Step(level, x[i:i + 1], None if x0 is None else x0[i:i + 1]), SIDE)
-                for i in range(len(x))]
+        Args:
+            side: width of each picture, in pixels.
+        """
+        from PIL import Image, ImageDraw, ImageFont
+
+        (_, alpha, sigma), x, x0 = self.steps[k]
+        norm, n = math.hypot(alpha, sigma), len(x)
+        seen = self.pipe.preview(torch.cat([x / norm, *([] if x0 is None else [x0])]))       # states, then guesses
+        size = (side, round(side * seen[0].height / seen[0].width))
+        seen = [each.resize(size, Image.Resampling.BICUBIC) for each in seen]
+        guesses = seen[n:] or [Image.new("RGB", size, "#808080")] * n
+        columns = {f"state after {k} of {len(self.steps) - 1} steps" if k else "noise": seen[:n],
+                   "guess of the end": guesses}
         if word != NOBODY:
-            rows = [self._beside(row, k, i, word) for i, row in enumerate(rows)]
-        whole = Image.new("RGB", (rows[0].width, sum(row.height + 4 for row in rows) - 4), "white")
-        for i, row in enumerate(rows):
-            whole.paste(row, (0, i * (row.height + 4)))
+            columns[f"where “{word}” is looked at"] = [self._lit(guess, k, i, word) for i, guess in enumerate(guesses)]
+        high, font = size[1] + LINE + GAP, ImageFont.load_default(13)
+        whole = Image.new("RGB", (len(columns) * (side + GAP) - GAP, LINE + n * high), "white")
+        draw = ImageDraw.Draw(whole)
+        for place, (name, pictures) in enumerate(columns.items()):
+            left = place * (side + GAP)
+            draw.text((left, 2), _fitting(name, font, side), "black", font)
+            for i, (prompt, picture) in enumerate(zip(self.prompts, pictures)):
+                top = LINE + i * high
+                whole.paste(picture, (left, top + LINE))
+                if place == 0:
+                    draw.text((0, top), _fitting(prompt, font, whole.width), "#555555", font)
+        bar = round(sigma / norm * (2 * side + GAP - 1))                       # as long as the noise in the state
+        for i in range(n):
+            draw.rectangle((0, LINE + (i + 1) * high - GAP + 2, bar, LINE + (i + 1) * high - 2), "#444444")
         return whole
 
-    @torch.inference_mode()
-    def _beside(self, row: Image.Image, k: int, i: int, word: str) -> Image.Image:
-        """A row with a third picture: the guess, grey where its prompt's word is not looked at."""
+    def _lit(self, guess: Image.Image, k: int, i: int, word: str) -> Image.Image:
+        """The guess of prompt i, grey where its word is not looked at; all white if the prompt lacks the word."""
         from PIL import Image
 
         places = [place for each, at in words(self.pipe.text.tokenizers[0], self.prompts[i]) if each == word
                   for place in at]
-        wide = Image.new("RGB", (row.width + SIDE + 8, row.height), "white")
-        wide.paste(row, (0, 0))
-        if k and places:
-            seen = look(self.maps, places, tuple(self.steps[k].x.shape[2:]), i - len(self.prompts))
-            call = max(0, round(k * len(seen) / (len(self.steps) - 1)) - 1)      # Heun has two calls a step
-            share = seen[call].mean(0)                                          # (h, w), over the layers
-            light = Image.fromarray((share / share.max() * 255).byte().cpu().numpy(), "L")
-            side = (SIDE, row.height - 8)
-            guess = row.crop((SIDE + 8, 0, 2 * SIDE + 8, row.height - 8))
-            light = light.resize(side, Image.Resampling.BICUBIC)
-            wide.paste(Image.composite(guess, Image.new("RGB", side, "#808080"), light), (2 * SIDE + 16, 0))
-        return wide
+        if not (k and places):
+            return Image.new("RGB", guess.size, "white")
+        seen = look(self.maps, places, tuple(self.steps[k].x.shape[2:]), i - len(self.prompts))
+        call = max(0, round(k * len(seen) / (len(self.steps) - 1)) - 1)          # Heun has two calls a step
+        share = seen[call].mean(0)                                              # (h, w), over the layers
+        light = Image.fromarray((share / share.max() * 255).byte().cpu().numpy(), "L")
+        light = light.resize(guess.size, Image.Resampling.BICUBIC)
+        return Image.composite(guess, Image.new("RGB", guess.size, "#808080"), light)
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A text on one line, its end cut off where it is too long."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text} …") > width:
+        text = text[:-1]
+    return f"{text} …"
 
 
 def _widget(drawing: Drawing, alt: str):
@@ -119,6 +158,8 @@ def _widget(drawing: Drawing, alt: str):
     texts = {name: w.Text(value=value, description=label, layout=wide, style=style, continuous_update=False)
              for name, value, label in (("prompt", prompt, "prompt"), ("other", second, "second prompt"),
                                         ("negative", "", "negative"))}
+    pairs = w.Dropdown(options=[("(your own)", None), *((name, pair) for name, *pair in PAIRS)], description="examples",
+                       layout=wide, style=style)
     seed, steps = w.IntText(0, description="seed", style=style), w.IntSlider(
         len(drawing.steps) - 1, 1, 50, description="steps", style=style, continuous_update=False)
     scale = w.FloatSlider(7.5, min=1, max=15, step=0.5, description="guidance", style=style, continuous_update=False)
@@ -126,44 +167,69 @@ def _widget(drawing: Drawing, alt: str):
                          description="sampler", style=style)
     draw, said = w.Button(description="draw", button_style="primary"), w.HTML()
     word = w.Dropdown(options=[NOBODY, *drawing.words], description="word", style=style)
-    moment = w.IntSlider(len(drawing.steps) - 1, 0, len(drawing.steps) - 1, description="step", style=style)
+    narrow = w.Layout(width="3em")
+    back, on = (w.Button(description=sign, tooltip=f"one step {way}", layout=narrow)
+                for sign, way in (("◀", "back"), ("▶", "forward")))
+    moment = w.IntSlider(len(drawing.steps) - 1, 0, len(drawing.steps) - 1, description="step",
+                         layout=w.Layout(width="min(420px, 98%)"))
     play = w.Play(value=moment.value, max=moment.max, interval=150, tooltip="play step")
     w.jslink((play, "value"), (moment, "value"))
-    image = w.Image(format="png", value=png(drawing.picture(moment.value)))
+    image = w.Image(format="png", value=png(drawing.picture(moment.value, side=LARGE), fast=True))
     image.layout.max_width, image.layout.align_self = "100%", "flex-start"
-    now = {"drawing": drawing}
+    hidden = w.HTML(unseen(alt))
+    now: dict[str, Any] = {"drawing": drawing, "busy": False}
 
     def see(_: Any) -> None:
-        image.value = png(now["drawing"].picture(min(moment.value, len(now["drawing"].steps) - 1), word.value))
+        drawn = now["drawing"]
+        k = min(moment.value, len(drawn.steps) - 1)
+        image.value = png(drawn.picture(k, word.value, LARGE), fast=True)
+        hidden.value = unseen(f"{' | '.join(drawn.prompts)}: state and guess after {k} of {len(drawn.steps) - 1} steps",
+                              'role="status" aria-live="polite"')
 
     def redraw(_: Any) -> None:
+        if now["busy"]:                                                      # a control that redraw itself has moved
+            return
+        now["busy"] = draw.disabled = True
         prompts = [text.value for text in (texts["prompt"], texts["other"]) if text.value.strip()]
-        draw.disabled = True
+        began, spent = time.perf_counter(), 0.0
         try:
             new = Drawing(drawing.pipe, prompts, {
                 "seed": seed.value, "steps": steps.value, "guidance_scale": scale.value, "sampler": sampler.value,
                 "negative_prompt": texts["negative"].value or None})
             for k in new:
-                said.value = f"step {k} of {steps.value}"
-                image.value = png(new.picture(k))
+                before = time.perf_counter()
+                if spent <= SHARE * (before - began):                        # to look costs as much as to draw
+                    said.value = f"step {k} of {steps.value}"
+                    image.value = png(new.picture(k, side=LARGE), fast=True)
+                    spent += time.perf_counter() - before
+            now["drawing"] = new
+            last, chosen = len(new.steps) - 1, word.value
+            play.max = moment.max = last
+            play.value = moment.value = last
+            word.options = [NOBODY, *new.words]
+            word.value = chosen if chosen in word.options else NOBODY
+            unknown = {each for one in prompts for each in unknown_words(one)} if drawing.pipe.text.width == 128 else ()
+            said.value = html.escape(f"never seen by mini-sd: {', '.join(sorted(unknown))}") if unknown else ""
+            see(None)
         except ValueError as error:
             said.value = html.escape(str(error))
-            return
         finally:
-            draw.disabled = False
-        now["drawing"] = new
-        last, chosen = len(new.steps) - 1, word.value
-        play.max = moment.max = last
-        play.value = moment.value = last
-        word.options = [NOBODY, *new.words]
-        word.value = chosen if chosen in word.options else NOBODY
-        unknown = {each for one in prompts for each in unknown_words(one)} if drawing.pipe.text.width == 128 else ()
-        said.value = html.escape(f"never seen by mini-sd: {', '.join(sorted(unknown))}") if unknown else ""
-        see(None)
+            now["busy"] = draw.disabled = False
+
+    def choose(change: Any) -> None:
+        if change["new"]:
+            now["busy"] = True
+            texts["prompt"].value, texts["other"].value = change["new"]
+            now["busy"] = False
+            redraw(None)
 
     draw.on_click(redraw)
+    pairs.observe(choose, "value")
+    for control in (*texts.values(), seed, steps, scale, sampler):               # a text: once Enter is pressed
+        control.observe(redraw, "value")
     for control in (moment, word):
         control.observe(see, "value")
-    hidden = w.HTML(f'<span style="position:absolute;left:-9999px">{html.escape(alt)}</span>')
-    return w.VBox([*texts.values(), w.HBox([seed, sampler]), w.HBox([steps, scale]), w.HBox([draw, said]),
-                   w.HBox([play, moment, word]), hidden, image])
+    for button, way in ((back, -1), (on, 1)):
+        button.on_click(lambda _, way=way: setattr(moment, "value", min(max(moment.value + way, 0), moment.max)))
+    return w.VBox([pairs, *texts.values(), w.HBox([seed, sampler]), w.HBox([steps, scale]), w.HBox([draw, said]),
+                   w.HBox([play, back, moment, on]), word, hidden, image])
