@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from minidiff.commands import bench, evaluate, info, recipes, train
+from minidiff.commands import bench, evaluate, grade, info, recipes, train
 from minidiff.generate import DTYPES, EXAMPLE, generate, read_prompts, settings_of
 from minidiff.io.plain_text import one_line
 
@@ -145,6 +145,13 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("folder", metavar="FOLDER", nargs="?", default="minidiff-notebooks",
                    help="where your copies go (default: minidiff-notebooks); what is there is kept")
     p.add_argument("--no-browser", dest="browser", action="store_false", help="print the address instead of opening it")
+    p.add_argument("--no-solutions", dest="solutions", action="store_false", help="without the exercises' solutions")
+
+    p = command("grade", _grade, "run a folder of handed-in notebooks and count their exercises; it runs their code")
+    p.add_argument("folder", metavar="FOLDER", help="with the notebooks")
+    p.add_argument("--csv", dest="csv_file", metavar="FILE", help="also write the marks there, for a spreadsheet")
+    p.add_argument("--seconds", type=_real, default=300.0, help="stop a cell that takes longer (default 300)")
+    p.add_argument("--overwrite", action="store_true", help="replace the file of --csv if it exists")
     return top
 
 
@@ -378,6 +385,10 @@ def _lab(**options) -> None:
 
     if code := lab(**options):
         raise SystemExit(code)
+
+
+def _grade(**options) -> None:
+    print(grade(**options))
 
 
 def _share(value) -> str:

@@ -88,3 +88,32 @@ def bench(model: str | Path = "mini-sd", *, threads: int | None = None, json_fil
     if json_file is not None:
         write_atomic(json_file, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def grade(folder: str | Path, *, csv_file: str | Path | None = None, seconds: float = 300.0,
+          overwrite: bool = False) -> str:
+    """Run a folder of handed-in notebooks and count their exercises: `minidiff.teach.grade`.
+
+    Args:
+        csv_file: also write the marks there, for a spreadsheet. seconds: stop a cell that takes longer.
+        overwrite: whether that file may be replaced.
+
+    Returns:
+        A table: a line for each hand-in.
+
+    Raises:
+        ValueError, OSError: see `minidiff.teach.grade.grade`, or a file that cannot be written.
+    """
+    from tqdm import tqdm
+
+    from minidiff.io.images import check_writable
+    from minidiff.io.write import write_atomic
+    from minidiff.teach.grade import as_csv, table
+    from minidiff.teach.grade import grade as run
+
+    if csv_file is not None:
+        check_writable([Path(csv_file)], overwrite)
+    rows = list(tqdm(run(folder, seconds), desc="grading", unit="hand-in", delay=1.0, leave=False))
+    if csv_file is not None:
+        write_atomic(csv_file, as_csv(rows))
+    return table(rows)

@@ -45,6 +45,8 @@ class Unprintable:
     (lambda betas: ..., NOT_TRIED, "not attempted"),
     (lambda betas: None, NOT_TRIED, "not attempted"),
     (without_return, WRONG, "it returns None: is `return` missing?"),
+    (lambda betas: print(betas), WRONG, "print shows a value, `return` hands it back"),
+    (lambda betas: betas.nonsense, WRONG, "'nonsense'; it was given (tensor(8,) [0.01, 0.0"),
     (Unreturning(), WRONG, "it returns None: is `return` missing?"),
     (..., NOT_TRIED, "not attempted"),
     (None, NOT_TRIED, "not attempted"),

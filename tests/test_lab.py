@@ -152,3 +152,14 @@ def test_jupyterlab_takes_the_options_and_serves_the_folder(tmp_path):
         rest = server.stderr.read()
         server.wait(20)
     assert not re.search("unrecognized|Unrecognized|invalid|Error", "".join(lines) + rest)
+
+
+def test_a_class_may_get_the_notebooks_without_solutions(tmp_path):
+    copied, _ = lab.copy_notebooks("mine", solutions=False)
+    assert [path.name for path in copied] == list(FILES[:2])
+
+
+def test_root_may_open_jupyterlab_as_in_a_container(monkeypatch):
+    for user, there in ((0, True), (1000, False)):
+        monkeypatch.setattr(os, "geteuid", lambda: user, raising=False)
+        assert ("--allow-root" in lab.command("mine")) == there

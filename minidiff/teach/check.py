@@ -84,7 +84,9 @@ def judge(name: str, f: Callable | Any) -> Verdict:
         if answers[-1] is ... or answers[-1] is None and _is_hole(f):
             return Verdict(NOT_TRIED, "not attempted yet")
         if answers[-1] is None:
-            return Verdict(WRONG, "it returns None: is `return` missing?")
+            shown = "print" in getattr(getattr(f, "__code__", None), "co_names", ())
+            return Verdict(WRONG, "it returns None: print shows a value, `return` hands it back" if shown else
+                           "it returns None: is `return` missing?")
         if not all(_same(a, b, 0.0, 0.0) for a, b in zip(given, row)):
             return Verdict(WRONG, "it changes what it was given; make a new tensor instead of writing into the input")
     if _all_same(answers, wanted, exercise):
@@ -93,7 +95,8 @@ def judge(name: str, f: Callable | Any) -> Verdict:
         if _all_same(answers, [_outcome(wrong, copy.deepcopy(row)) for row in exercise.inputs], exercise):
             return Verdict(WRONG, sentence)
     if isinstance(answers[-1], _Stopped):
-        return Verdict(WRONG, f"it stops with {answers[-1]}")
+        given = ", ".join(map(_short, exercise.inputs[len(answers) - 1]))
+        return Verdict(WRONG, f"it stops with {answers[-1]}; it was given ({given})")
     return Verdict(WRONG, next(_difference(row, a, b) for row, a, b in zip(exercise.inputs, answers, wanted)
                                if not _same(a, b, exercise.rtol, exercise.atol)))
 

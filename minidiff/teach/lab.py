@@ -28,8 +28,11 @@ def notebooks_dir() -> Path:
     return wheel if wheel.is_dir() else package.parent / "notebooks"
 
 
-def copy_notebooks(folder: str | Path) -> tuple[list[Path], list[Path]]:
+def copy_notebooks(folder: str | Path, solutions: bool = True) -> tuple[list[Path], list[Path]]:
     """Copy the notebooks and their solutions into a folder; what is there stays as it is.
+
+    Args:
+        solutions: whether these are copied too.
 
     Returns:
         The files copied, and those that were there already.
@@ -45,7 +48,7 @@ def copy_notebooks(folder: str | Path) -> tuple[list[Path], list[Path]]:
     (True, True)
     """
     source, folder = notebooks_dir(), Path(folder)
-    files = sorted([*source.glob("*.ipynb"), *source.glob("solutions/*.ipynb")])
+    files = sorted([*source.glob("*.ipynb"), *(source.glob("solutions/*.ipynb") if solutions else ())])
     if not files:
         raise FileNotFoundError(f"there are no notebooks in {source}; install minidiff again, or get a whole checkout")
     if source.resolve() in (folder.resolve(), *folder.resolve().parents):
@@ -59,11 +62,12 @@ def copy_notebooks(folder: str | Path) -> tuple[list[Path], list[Path]]:
     return copied, kept
 
 
-def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True) -> int:
+def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True, solutions: bool = True) -> int:
     """Copy the notebooks and open the first one in JupyterLab, until that is shut down.
 
     Args:
-        folder: gets the copies; what is there stays as it is. browser: whether to open one.
+        folder: gets the copies; what is there stays as it is. browser: whether to open one. solutions: whether to copy
+            those of the exercises.
 
     Returns:
         JupyterLab's exit code; 143 after SIGTERM, which ends it too.
@@ -73,7 +77,7 @@ def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True) -> i
     """
     if importlib.util.find_spec("jupyterlab") is None:
         raise ValueError("JupyterLab is not installed; pip install -r requirements.txt, or 'minidiff[lab]'")
-    copied, kept = copy_notebooks(folder)
+    copied, kept = copy_notebooks(folder, solutions)
     print(f"{folder}: {len(copied)} notebooks copied", flush=True)
     if kept:
         print("kept as they were:", *(path.name for path in kept), flush=True)
@@ -93,9 +97,11 @@ def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True) -> i
 
 
 def command(folder: str | Path, browser: bool = True) -> list[str]:
-    """The command line that opens the folder's first notebook."""
+    """The command line that opens the folder's first notebook; as root too, which is who works in most containers."""
+    root = getattr(os, "geteuid", lambda: 1)() == 0
     return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={Path(folder).resolve()}",
-            f"--LabApp.default_url=/lab/tree/{FIRST}", *OFFLINE, *([] if browser else ["--no-browser"])]
+            f"--LabApp.default_url=/lab/tree/{FIRST}", *OFFLINE,
+            *([] if browser else ["--no-browser"]), *(["--allow-root"] if root else [])]
 
 
 def environment(config: str | Path) -> dict[str, str]:
