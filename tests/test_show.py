@@ -93,13 +93,39 @@ def test_a_figure_is_shown_once_and_closed(shown):
     assert not plt.fignum_exists(fig.number) and pixels(shown[0]["image/png"]).size == (220, 110)
 
 
-def test_a_film_moves_and_leaves_its_last_frame(shown):
+def test_a_film_moves_and_leaves_a_strip_of_named_frames(shown):
     from PIL import Image
 
     film([torch.full((3, 8, 8), i / 9) for i in range(10)], alt="it gets brighter")
     source = shown[0]["text/html"].split("base64,")[1].split('"')[0]
-    assert Image.open(io.BytesIO(base64.b64decode(source))).n_frames == 10
-    assert pixels(shown[0]["image/png"]).getpixel((0, 0)) == (255, 255, 255)
+    moving = Image.open(io.BytesIO(base64.b64decode(source)))
+    assert moving.n_frames == 10 and moving.size == (160, 178)           # eight pixels, enlarged, under a name
+    strip = pixels(shown[0]["image/png"])
+    assert strip.size == (3 * 160 + 8, 2 * 178 + 4)
+    greys = [strip.getpixel((x + 80, y + 100))[0] for y in (0, 182) for x in (0, 164, 328)]
+    assert greys == sorted(greys) and greys[0] == 0 and greys[-1] == 255
+    for x, y in ((0, 0), (328, 182)):
+        assert strip.crop((x, y, x + 160, y + 18)).convert("L").getextrema()[0] < 100      # there is its name
+
+
+def test_names_stand_above_their_pictures(shown):
+    show([torch_picture(0.5)] * 3, alt="three", names=["a", "b", "a very long name that has no room above its picture"])
+    sheet = pixels(shown[0]["image/png"])
+    assert sheet.size == (3 * 160 + 4, 178) and sheet.getpixel((80, 100)) == (128, 128, 128)
+    first, second = (sheet.crop((x, 0, x + 160, 18)).tobytes() for x in (0, 162))
+    assert first != second
+    show(torch.zeros(2, 3, 200, 200), alt="two", names=["a", "b"], columns=1)
+    assert pixels(shown[1]["image/png"]).size == (200, 2 * 218 + 2)
+    for call in (lambda: show(torch.zeros(2, 3, 8, 8), alt="two", names=["a"]),
+                 lambda: film([torch.zeros(3, 8, 8)] * 3, alt="x", names=["a"])):
+        with pytest.raises(ValueError, match="but 1 names|there are 3 and 1"):
+            call()
+
+
+def torch_picture(grey):
+    from PIL import Image
+
+    return Image.new("RGB", (8, 8), (round(255 * grey),) * 3)
 
 
 @pytest.mark.parametrize("what, alt, words", [(torch.rand(3, 2, 2), " ", "alt is empty"), ([], "x", "no picture"),

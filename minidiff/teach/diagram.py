@@ -32,9 +32,9 @@ def diagram(pipe: StableDiffusion, *, steps: int = 25, lit: str = "") -> None:
     """
     n, c, h, w, high, wide = _shapes(pipe)
     alt = (f"A drawing of the machine. The text encoder turns the prompt into 77 vectors of {n} numbers, which the "
-           f"U-Net looks at. {steps} times the U-Net estimates the noise in a state of {c}×{h}×{w} numbers, noise alone at "
-           "first, and the sampler makes the next, cleaner state of it. The VAE decoder turns the last one into a "
-           f"picture of {wide}×{high} pixels.")
+           f"U-Net looks at. {steps} times the U-Net estimates the noise in a state of {c}×{h}×{w} numbers, which is "
+           "noise alone at first, and the sampler makes the next, cleaner state of it. The VAE decoder turns the last "
+           f"one into a picture of {wide}×{high} pixels.")
     show(machine(pipe, steps=steps, lit=lit), alt=alt, width=790)
 
 
@@ -54,7 +54,7 @@ def machine(pipe: StableDiffusion, *, steps: int = 25, lit: str = "") -> Figure:
     if lit not in ("", *PARTS):
         raise ValueError(f"lit is {lit!r}; it must be one of {', '.join(PARTS)}")
     n, c, h, w, high, wide = _shapes(pipe)
-    figure = Figure(figsize=(WIDE / 4, HIGH / 4))
+    figure = Figure(figsize=(WIDE / 4, HIGH / 4), layout="none")                # whatever the look of other plots
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, WIDE), ylim=(0, HIGH))
     ax.axis("off")

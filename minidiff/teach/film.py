@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from minidiff.io.images import plain
+from minidiff.io.images import contact_sheet, plain
 from minidiff.io.write import write_atomic
-from minidiff.teach.show import png, publish
+from minidiff.teach.show import labelled, png, publish
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,23 +21,38 @@ if TYPE_CHECKING:
 
 GAP = 8  # pixels between the two pictures of a frame, and the height of its bar
 FORMATS = {".png": "PNG", ".gif": "GIF", ".webp": "WEBP"}
+STRIP, NARROW = 6, 210  # frames of the strip that stands for a film, and the width of each in pixels
 FRAMES = 25  # noise does not compress: so many 64×64 frames are 0.05–0.15 MB as WebP
 
 
-def film(frames: Sequence, alt: str, *, width: int | None = None, seconds: float = 2.5, hold: float = 1.5) -> None:
-    """Show a film in a notebook: an animated WebP with a description, and its last frame where films do not run.
+def film(frames: Sequence, alt: str, *, names: Sequence[str] | None = None, width: int | None = None,
+         seconds: float = 2.5, hold: float = 1.5) -> None:
+    """Show a film in a notebook: an animated WebP with a description, and a strip of frames where films do not run.
 
     Args:
         frames: anything `minidiff.teach.show.show` takes, each of one size; of more than 25, 25 evenly spaced ones.
         alt: what there is to see, in words. width: in the page, in pixels.
+        names: of the frames, which stand above them, such as "t = 500"; None: "0 of 25", "1 of 25" …
         seconds, hold: as in `write_film`.
+
+    Raises:
+        ValueError: there is no frame, or not a name for each.
 
     >>> from PIL import Image
     >>> film([Image.new("RGB", (8, 8), (0, 0, 25 * i)) for i in range(9)], alt="a square turns blue")
     a square turns blue
     """
-    stills = [png(frame) for frame in thin(frames)]
-    publish(*as_film(stills, seconds=seconds, hold=hold), alt, stills[-1], width)
+    frames = list(frames)
+    names = [f"{i} of {len(frames) - 1}" for i in range(len(frames))] if names is None else list(names)
+    if len(names) != len(frames) or not frames:
+        raise ValueError(f"a film needs a frame, and a name for each; there are {len(frames)} and {len(names)}")
+    named = [(_open(png(frame, fast=True)), name) for frame, name in thin(list(zip(frames, names)))]
+    pictures = [labelled(*each) for each in named]
+    strip = contact_sheet([labelled(_narrow(picture), name) for picture, name in thin(named, STRIP)], 3, gap=4)
+    if len(pictures) == 1:
+        publish(png(pictures[0]), "image/png", alt, png(pictures[0]), width)
+    else:
+        publish(encode(pictures, ".webp", seconds=seconds, hold=hold), "image/webp", alt, png(strip), width)
 
 
 def as_film(stills: Sequence[bytes], *, seconds: float = 5.0, hold: float = 1.5) -> tuple[bytes, str]:
@@ -88,6 +103,15 @@ def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: 
     frames[0].save(data, FORMATS[suffix.lower()], save_all=True, append_images=frames[1:], duration=durations,
                    loop=0, **options)
     return data.getvalue()
+
+
+def _narrow(picture: Image.Image) -> Image.Image:
+    """A frame as large as the strip has room for."""
+    from PIL import Image
+
+    if picture.width <= NARROW:
+        return picture
+    return picture.resize((NARROW, round(picture.height * NARROW / picture.width)), Image.Resampling.LANCZOS)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +13,11 @@ from minidiff.io.images import contact_sheet, plain, to_pil
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from PIL import Image
+    from PIL import Image, ImageFont
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito: colour-blind-safe
 HEAVY = 30_000  # bytes of a PNG file; a notebook holds each picture twice, and heavier ones in lighter forms
+LINE, READABLE = 18, 160  # height of a name above a picture, and how wide a picture must be to bear one, in pixels
 GAP = 2  # pixels between pictures that are shown together: two night skies would run into each other
 STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "savefig.dpi": 110, "font.size": 10,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -35,7 +36,7 @@ def style() -> None:
 
 
 def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: int | None = None,
-         columns: int | None = None) -> None:
+         columns: int | None = None, names: Sequence[str] | None = None) -> None:
     """Show a figure or pictures in a notebook, with a description for who cannot see them.
 
     Args:
@@ -44,16 +45,56 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
         alt: what there is to see, in words.
         width: in the page, in pixels; None: the picture's own.
         columns: pictures per row; None: all in one.
+        names: of several pictures: one for each, which stands above it.
 
     Raises:
-        ValueError: no alt text, no picture, or pictures of several sizes.
+        ValueError: no alt text, no picture, pictures of several sizes, or not a name for each.
 
-    >>> show(torch.zeros(2, 3, 8, 8), alt="two black squares")
+    >>> show(torch.zeros(2, 3, 8, 8), alt="two black squares", names=["left", "right"])
     two black squares
     """
+    if names is not None:
+        pictures = to_pil(what.clamp(0, 1)) if isinstance(what, torch.Tensor) else list(what)
+        if len(pictures) != len(names):
+            raise ValueError(f"there are {len(pictures)} pictures, but {len(names)} names")
+        what = [labelled(picture, name) for picture, name in zip(pictures, names)]
     figure, still = hasattr(what, "savefig"), png(what, columns)
     heavy = len(still) > HEAVY and not figure
     publish(webp(still) if heavy else still, "image/webp" if heavy else "image/png", alt, still, width)
+
+
+def labelled(picture: Image.Image, name: str) -> Image.Image:
+    """A picture with its name above it, cut where it is too long; one of few pixels is enlarged first, as pixels.
+
+    >>> from PIL import Image
+    >>> labelled(Image.new("RGB", (40, 30)), "t = 500").size
+    (160, 138)
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = plain(picture)
+    if picture.width < READABLE:
+        scale = -(-READABLE // picture.width)
+        picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
+    whole = Image.new("RGB", (picture.width, picture.height + LINE), "white")
+    whole.paste(picture, (0, LINE))
+    font = ImageFont.load_default(13)
+    ImageDraw.Draw(whole).text((2, 1), fitting(name, font, picture.width - 4), "black", font)
+    return whole
+
+
+def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A text on one line of so many pixels, its end cut off where it is too long.
+
+    >>> from PIL import ImageFont
+    >>> fitting("a large red house on the left", ImageFont.load_default(13), 100).endswith(" …")
+    True
+    """
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text} …") > width:
+        text = text[:-1]
+    return f"{text} …"
 
 
 def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = None, *, fast: bool = False) -> bytes:

@@ -16,17 +16,17 @@ from minidiff.nets.attention import watched
 from minidiff.samplers import SAMPLERS, Step
 from minidiff.teach.explore import unseen
 from minidiff.teach.film import as_film, thin
-from minidiff.teach.show import png, publish
+from minidiff.teach.show import LINE, fitting, png, publish
 from minidiff.text import words
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image
 
     from minidiff.sd.pipeline import StableDiffusion
 
 STORED = 8           # frames of the film that stands in for the widget
 SIDE, LARGE = 192, 384  # of each picture, in pixels: stored, and live
-LINE, GAP = 18, 8    # height of a line of text, and between two pictures
+GAP = 8              # pixels between two pictures
 SHARE = 0.15         # of the time that drawing takes, for looking on
 NOBODY = "(no word)"
 PAIRS = (            # what two prompts from the same noise can show
@@ -113,12 +113,12 @@ class Drawing:
         draw = ImageDraw.Draw(whole)
         for place, (name, pictures) in enumerate(columns.items()):
             left = place * (side + GAP)
-            draw.text((left, 2), _fitting(name, font, side), "black", font)
+            draw.text((left, 2), fitting(name, font, side), "black", font)
             for i, (prompt, picture) in enumerate(zip(self.prompts, pictures)):
                 top = LINE + i * high
                 whole.paste(picture, (left, top + LINE))
                 if place == 0:
-                    draw.text((0, top), _fitting(prompt, font, whole.width), "#555555", font)
+                    draw.text((0, top), fitting(prompt, font, whole.width), "#555555", font)
         bar = round(sigma / norm * (2 * side + GAP - 1))                       # as long as the noise in the state
         for i in range(n):
             draw.rectangle((0, LINE + (i + 1) * high - GAP + 2, bar, LINE + (i + 1) * high - 2), "#444444")
@@ -138,15 +138,6 @@ class Drawing:
         light = Image.fromarray((share / share.max() * 255).byte().cpu().numpy(), "L")
         light = light.resize(guess.size, Image.Resampling.BICUBIC)
         return Image.composite(guess, Image.new("RGB", guess.size, "#808080"), light)
-
-
-def _fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """A text on one line, its end cut off where it is too long."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text} …") > width:
-        text = text[:-1]
-    return f"{text} …"
 
 
 def _widget(drawing: Drawing, alt: str):
