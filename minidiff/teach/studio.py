@@ -144,7 +144,7 @@ def _widget(drawing: Drawing, alt: str):
     """The controls, a line for what is to be said, and the picture."""
     import ipywidgets as w
 
-    wide, style = w.Layout(width="min(640px, 98%)"), {"description_width": "7em"}
+    wide, style = w.Layout(width="min(640px, 98%)"), {"description_width": "8em"}
     prompt, second = [*drawing.prompts, ""][:2]
     texts = {name: w.Text(value=value, description=label, layout=wide, style=style, continuous_update=False)
              for name, value, label in (("prompt", prompt, "prompt"), ("other", second, "second prompt"),
