@@ -118,8 +118,8 @@ class Text(nn.Module):
             if weight is not None:
                 # NOTE: the mean of each chunk of each prompt; the web UI takes that of all prompts of a batch
                 heavy = x * weight.to(x).view(-1, LENGTH, 1)
-                ratio = x.mean((1, 2), keepdim=True) / heavy.mean((1, 2), keepdim=True)
-                x = heavy * ratio.nan_to_num(1.0, 1.0, 1.0)
+                before, after = (each.float().mean((1, 2), keepdim=True) for each in (x, heavy))
+                x = heavy * (before / after).nan_to_num(1.0, 1.0, 1.0).to(x)
             parts.append(x.reshape(len(ids), -1, x.shape[-1]))               # (B, 77·chunks, D)
         return torch.cat(parts, dim=-1), None if vec is None else vec[::chunks]
 

@@ -132,7 +132,7 @@ def test_a_hole_as_the_notebooks_have_it_is_not_attempted():
         """Returns (T,): alpha_bar."""
         ...
 
-    def renamed(betas, more=3):
+    def renamed(betas, more=3, *, most=1.0):
         """Returns (T,)."""
         pass
 

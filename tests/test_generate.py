@@ -9,13 +9,14 @@ from minidiff import cli, generate
 from minidiff.data import scenes
 from minidiff.io import parameters
 from minidiff.io.lora import Change, save_lora
-from minidiff.io.weights import save_state
+from minidiff.io.weights import load_state, save_state
 from minidiff.nets.vae import VAE, VAEConfig
 from minidiff.sd.pipeline import StableDiffusion
 from tests import tiny
 
 pytestmark = pytest.mark.quick
 LORA, HUB = "a red house<lora:ink:0.5>", "models--someone--tiny"
+LONG = "red " * 80 + "house"
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +25,9 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     pipe = tiny.pipeline(place / "model" / "tokenizer")
     pipe.save_pretrained(place / "model")
-    for name in ("unet", "vae", "text_encoder"):                             # as fp16 weights of a variant
-        for file in (place / "model" / name).glob("*.safetensors"):
-            file.with_name(f"{file.stem}.fp16.safetensors").write_bytes(file.read_bytes())
+    file = place / "model" / "unet" / "diffusion_pytorch_model.safetensors"  # of a variant that draws otherwise
+    state = {name: tensor.clone() for name, tensor in load_state(file).items()}
+    save_state(state | {"conv_out.bias": state["conv_out.bias"] + 1}, file.with_name(f"{file.stem}.fp16.safetensors"))
     pipe.save_pretrained(place / "one.safetensors")
     snapshot = place / "hub" / HUB / "snapshots" / "abc"
     pipe.save_pretrained(snapshot)
@@ -74,7 +75,7 @@ CALLS = {  # option -> a command line with it, one that it is compared with, and
     "--like": (["--like", "PICTURE"], [RED, "--seed", "5"], ALIKE),
     "--negative-prompt": ([RED, "--negative-prompt", "a tree"], [RED], OTHER),
     "--weights": (["a (red:1.0) house", "--weights"], [RED], ALIKE),
-    "--long": ([RED, "--long"], [RED], ALIKE),
+    "--long": ([LONG, "--long"], [LONG], OTHER),
     "--clip-skip": ([RED, "--clip-skip", "1"], [RED], OTHER),
     "--seed": ([RED, "--seed", "4"], [RED], OTHER),
     "--num-images": ([RED, "--num-images", "2"], None, None),
@@ -97,8 +98,8 @@ CALLS = {  # option -> a command line with it, one that it is compared with, and
     "--control-start": ([RED, *NET, "--control-start", "0.9"], [RED], ALIKE),
     "--control-end": ([RED, *NET, "--control-end", "0.5"], [RED, *NET], OTHER),
     "--model": ([RED], [RED], ALIKE),
-    "--download": ([RED, "--model", "someone/tiny", "--download"], [RED], ALIKE),
-    "--variant": ([RED, "--variant", "fp16"], [RED], ALIKE),
+    "--download": ([RED, "--model", "someone/else", "--download"], [RED], ALIKE),
+    "--variant": ([RED, "--variant", "fp16"], [RED], OTHER),
     "--tokenizer": ([RED, "--model", "one.safetensors", "--config", "model", "--tokenizer", "model/tokenizer"],
         [RED], ALIKE),
     "--config": ([RED, "--model", "one.safetensors", "--config", "model"], [RED], ALIKE),
@@ -121,8 +122,9 @@ CALLS = {  # option -> a command line with it, one that it is compared with, and
 
 @pytest.mark.parametrize("option", CALLS)
 def test_every_option_does_what_the_help_says(draw, option, tmp_path, monkeypatch):
-    if option == "--compile":                                                # a compiler may be missing here
-        monkeypatch.setattr(StableDiffusion, "compile", lambda self: self)
+    called = []
+    for name in ("compile", "offload"):                                      # a compiler may be missing here
+        monkeypatch.setattr(StableDiffusion, name, lambda self, *_, name=name: called.append(f"--{name}") or self)
     if option == "--download":
         monkeypatch.setattr("minidiff.io.hub._fetch", lambda name, variant: generate.Path("model"))
     words, other, expected = CALLS[option]
@@ -132,6 +134,7 @@ def test_every_option_does_what_the_help_says(draw, option, tmp_path, monkeypatc
     model = {"model": ()} if "--model" in words else {}
     steps = {"steps": ()} if "--steps" in words or option == "--like" else {}
     pictures = draw(*words, **model, **steps)
+    assert called == [option] * (option in ("--compile", "--offload"))
     if other is not None:
         assert (pictures == draw(*other)) == expected
     elif isinstance(expected, tuple):

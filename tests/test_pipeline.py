@@ -211,8 +211,9 @@ def test_a_setting_that_cannot_be_is_named(pipe, settings, message):
 
 @pytest.mark.parametrize("prompt", [[], None, [3], 7])
 def test_a_prompt_is_text(pipe, prompt):
-    with pytest.raises(ValueError, match="prompt"):
-        tensor(pipe, prompt)
+    for call in (tensor, lambda *row: tensor(*row, weights=True), lambda pipe, prompt: pipe.two_pass(prompt, steps=2)):
+        with pytest.raises(ValueError, match="prompt"):
+            call(pipe, prompt)
 
 
 def test_img2img_and_inpainting_need_their_pictures(pipe):

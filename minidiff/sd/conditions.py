@@ -87,7 +87,7 @@ def encode(text: Text, prompt: str | list[str] | None, s: Settings, *, guided: b
         raise ValueError("give either a prompt or prompt_embeds")
     if s.prompt_2 is not None and (prompt is None or len(text.encoders) < 2):
         raise ValueError("prompt_2 is the second of two text encoders' (SDXL), beside a prompt")
-    prompts, second, negative = (_texts(p) for p in (prompt, s.prompt_2, s.negative_prompt or ""))
+    prompts, second, negative = (texts(p) for p in (prompt, s.prompt_2, s.negative_prompt or ""))
     if second and len(second) != len(prompts):
         raise ValueError(f"there are {len(prompts)} prompts, but {len(second)} in prompt_2")
     zeros = zeros and s.negative_prompt is None
@@ -148,7 +148,15 @@ def draw(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     return torch.cat([torch.randn(1, *shape[1:], generator=generator) for generator in generators])
 
 
-def _texts(prompts: str | list[str] | None) -> list[str]:
+def texts(prompts: str | list[str] | None) -> list[str]:
+    """One text or several as a list, of none an empty one.
+
+    Raises:
+        ValueError: something else.
+
+    >>> texts("a red house"), texts(None)
+    (['a red house'], [])
+    """
     prompts = [prompts] if isinstance(prompts, str) else [] if prompts is None else prompts
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"a prompt is a text or a list of at least one text, not {prompts!r}")

@@ -30,6 +30,7 @@ from minidiff.io.embeddings import load_embedding
 from minidiff.io.emphasis import cut_loras
 from minidiff.io.images import enlarged, latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import load_lora
+from minidiff.sd.conditions import texts
 from minidiff.sd.memory import MEGAPIXEL
 from minidiff.sd.models import Model
 from minidiff.sd.run import check_finite, run
@@ -147,7 +148,7 @@ class StableDiffusion(Model):
             raise ValueError("two_pass takes a positive scale, and starts from noise of its own, not from an image")
         s = self.settled(Settings.of(image=torch.zeros(3, 1, 1), strength=strength, **settings))
         strength = redrawn(s.steps, strength)                                                # checked before the work
-        prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(s.num_images)]
+        prompts = [text for text in texts(prompt) for _ in range(s.num_images)]
         settings |= {"num_images": 1}
         image = enlarged(self(prompts, **settings | {"output": "tensor"}), scale, self.vae.factor)
         height, width = image.shape[-2:]
@@ -166,7 +167,7 @@ class StableDiffusion(Model):
         """A run, with the LoRAs that its prompts name in the weights while these are read and while steps are taken."""
         loras = []
         if s.weights and prompt is not None:
-            cut = [cut_loras(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+            cut = [cut_loras(text) for text in texts(prompt)]
             if any(named != cut[0][1] for _, named in cut):
                 raise ValueError("the prompts of one call name different LoRAs; give each a call of its own")
             prompt = [text for text, _ in cut]

@@ -26,8 +26,7 @@ ELSEWHERE = {  # what diffusers, and what the web UI's interface, call what has 
     "control_guidance_start": "control_start", "control_guidance_end": "control_end", "scheduler": "sampler",
     "timesteps": "sampler, a pair (function, Grid)", "sigmas": "sampler, a pair (function, Grid)",
     "cross_attention_kwargs": "pipe.load_lora(path, scale)", "cfg_scale": "guidance_scale", "cfg": "guidance_scale",
-    "sampler_name": "sampler",
-    "denoising_strength": "strength", "batch_size": "num_images", "init_image": "image",
+    "sampler_name": "sampler", "denoising_strength": "strength", "batch_size": "num_images", "init_image": "image",
     "prompt_embeds_2": "prompt_embeds, a pair (context, vec)", "negative_prompt_2": "negative_prompt",
     **dict.fromkeys(("callback", "callback_on_step_end"), "pipe.stream(…), which gives every step"),
     "return_dict": "nothing: the result is a list", "pooled_prompt_embeds": "prompt_embeds, a pair (context, vec)"}

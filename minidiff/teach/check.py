@@ -133,8 +133,8 @@ class _Stopped(str):
 def _is_hole(f: Callable) -> bool:
     """Whether nothing is written in a function: it names nothing, and has no number or text but its docstring."""
     code = getattr(f, "__code__", None)
-    return code is not None and not code.co_names and len(code.co_varnames) == code.co_argcount and set(
-        code.co_consts) <= {None, ..., f.__doc__}
+    return code is not None and not code.co_names and len(code.co_varnames) == (
+        code.co_argcount + code.co_kwonlyargcount) and set(code.co_consts) <= {None, ..., f.__doc__}
 
 
 def _outcome(f: Callable, row: tuple) -> Any:

@@ -36,7 +36,7 @@ class Run:
         device: None means cuda, else mps, else cpu.
         threads: torch threads; None leaves them alone.
         resume: continue from the newest whole checkpoint.
-        batch: examples per step; None: the recipe's own number.
+        batch: examples per step; `recipes.run` puts the recipe's own number in place of None.
         save_every: seconds between checkpoints (and sample pictures).
         seed: of weights, data order and noise, below 2³².
         made: what else the result depends on, by name: numbers, or digests under names such as "another vocabulary";

@@ -38,12 +38,11 @@ def start(net: type, config: Config, run: Run, init: Path | None, *same: str) ->
     return loaded
 
 
-def fitted(run: Run, examples: int, usual: int) -> Run:
-    """The run with the batch that is asked for or usual, but no larger than what there is, which is said."""
-    batch = run.batch or usual
-    if batch > examples:
-        warnings.warn(f"{examples} pictures are fewer than a batch of {batch}: it is {examples} now", stacklevel=3)
-    return replace(run, batch=min(batch, examples))
+def fitted(run: Run, examples: int) -> Run:
+    """The run with a batch no larger than what there is; that it was made smaller is said."""
+    if run.batch > examples:
+        warnings.warn(f"{examples} pictures are fewer than a batch of {run.batch}: it is {examples} now", stacklevel=3)
+    return replace(run, batch=min(run.batch, examples))
 
 
 def model_parts(init: Path, out: Path, name: str) -> Path:

@@ -29,7 +29,7 @@ def reader(run: Run, *, size: int = 32, data: Path | None = None, init: Path | N
     n, seed = min(60_000, drawings(run)), run.seed + 1_000_000  # its own drawings, all colour-object pairs
     pictures, drawn = draw(n, size, seed=seed, held_out=None, second=0.3)
     truth = {name: torch.tensor([row[name] for row in map(slots, drawn)]) for name in (*SCENE, *THING)}
-    run = fitted(run, n, 128)
+    run = fitted(run, n)
     net = start(Reader, ReaderConfig(size=size), run, init, "size")
 
     def loss(net: Reader, step: int, share: slice) -> dict[str, Tensor]:
@@ -71,7 +71,7 @@ def counter(run: Run, *, size: int = 64, data: Path | None = None, init: Path | 
     if data:
         raise ValueError("this recipe counts in scenes; it cannot be trained on a folder (--data)")
     config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=3)
-    net, run = start(Patches, config, run, init, "out_channels"), fitted(run, DRAWINGS, 64)
+    net, run = start(Patches, config, run, init, "out_channels"), fitted(run, DRAWINGS)
 
     def loss(net: Patches, step: int, share: slice) -> dict[str, Tensor]:
         rows = batch_indices(DRAWINGS, run.batch, step, run.seed)[share]

@@ -41,7 +41,7 @@ def clip(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
     files = [run.out / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
     if not (run.resume or init) or not all(map(Path.is_file, files)):       # a kill may have come between the two
         train_tokenizer((caption for row in captions[:20_000] for caption in row), run.out / "tokenizer")
-    tokenizer, run = load_tokenizer(run.out / "tokenizer"), fitted(run, len(pictures), 256)
+    tokenizer, run = load_tokenizer(run.out / "tokenizer"), fitted(run, len(pictures))
     ids = tokenize_all(tokenizer, captions)
     vocabulary = tokenizer.get_vocab_size()
     shape = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128)
@@ -75,7 +75,7 @@ def perceptual(run: Run, *, size: int = 128, data: Path | None = None, init: Pat
     if data:
         raise ValueError("this recipe learns the attributes of scenes; it cannot be trained on a folder (--data)")
     drawings = Drawings(DRAWINGS, size, seed=run.seed)
-    run = fitted(run, len(drawings), 16)
+    run = fitted(run, len(drawings))
     config = PatchesConfig(block_out_channels=(16, 32, 64, 96), out_channels=len(NAMES))
     net = start(Patches, config, run, init, "out_channels")
 
@@ -114,7 +114,7 @@ def vae(run: Run, *, size: int = 128, data: Path | None = None, init: Path | Non
     if large:
         nets["critic"] = seeded(lambda: Patches(PatchesConfig()), run.seed)
         eye = Patches.from_pretrained(weights_dir() / "perceptual").to(run.device or default_device())
-    run, side = fitted(run, len(pictures), 8 if large else 32), 64 if large else 32
+    run, side = fitted(run, len(pictures)), 64 if large else 32
 
     def loss(nets: nn.ModuleDict, step: int, share: slice) -> dict[str, Tensor]:
         net, rows = nets["vae"], batch_indices(len(pictures), run.batch, step, run.seed)[share]
@@ -170,7 +170,7 @@ def unet(run: Run, *, size: int = 128, data: Path | None = None, init: Path | No
             raise FileNotFoundError(f"{run.out} has no {part}; train it first: python -m minidiff train {recipe} "
                                     f"--out {run.out}")
     means, stds, ids = latents(run, size, data)
-    run = fitted(run, len(means), 64)
+    run = fitted(run, len(means))
     text = CLIPText.from_pretrained(run.out / "text_encoder").eval().requires_grad_(bool(init))
     empty = tokenize(load_tokenizer(run.out / "tokenizer"), [""])[0]
     config = UNetConfig(sample_size=means.shape[-1], in_channels=means.shape[1], out_channels=means.shape[1],

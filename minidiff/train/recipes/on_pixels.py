@@ -41,7 +41,7 @@ def classifier(run: Run, *, size: int = 16, data: Path | None = None, init: Path
     """Classifier of the object in a noisy picture, for classifier guidance of the pixel model."""
     pictures, labels = labelled(run, size, data)
     config = ClassifierConfig(num_classes=len(OBJECTS), mid_block_type="UNetMidBlock2DCrossAttn", **WAY_DOWN)
-    run = fitted(run, len(pictures), 64)
+    run = fitted(run, len(pictures))
     net = start(Classifier, config, run, init, "num_classes", "in_channels")
 
     def loss(net: Classifier, step: int, share: slice) -> dict[str, Tensor]:
@@ -75,7 +75,7 @@ def pixel_unet(name: str, run: Run, size: int, pictures: Pictures, labels: Tenso
     nothing = len(OBJECTS)
     config = UNetConfig(sample_size=size, out_channels=3, num_class_embeds=None if labels is None else nothing + 1,
                         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **WAY_DOWN)
-    run = fitted(run, len(pictures), 64)
+    run = fitted(run, len(pictures))
     net = start(UNet, config, run, init, "in_channels", "out_channels", "num_class_embeds", "cross_attention_dim")
 
     def loss(net: UNet, step: int, share: slice) -> dict[str, Tensor]:
