@@ -1,0 +1,233 @@
+"""Notebooks as pages and as slides, for any browser, without a network: what they showed when they were last run."""
+from __future__ import annotations
+
+import html
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minidiff.io.images import check_writable
+from minidiff.io.write import write_atomic
+from minidiff.teach.lab import notebooks_dir
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+HERE = Path(__file__).resolve().parent
+MATH = ("jupyter_server_mathjax", "static", "mathjax")                      # package, folder in it, its name beside us
+REVEAL = ("sphinx_revealjs", "_static/revealjs", "reveal")
+NEEDED = {"mathjax": ("MathJax.js", "config", "extensions", "fonts", "jax"),
+          "reveal": ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "plugin/notes", "LICENSE")}
+TYPESET = """<script type="text/x-mathjax-config">MathJax.Hub.Config({
+tex2jax: {inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], processEscapes: true, skipTags: ["script", "style",
+"textarea", "pre", "code"]}, messageStyle: "none", showMathMenu: false, "HTML-CSS": {availableFonts: [], webFont: "STIX-Web",
+imageFont: null, linebreaks: {automatic: true}}, skipStartupTypeset: STARTUP})</script>
+<script src="mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full"></script>"""
+
+
+def pages(folder: str | Path, source: str | Path | None = None, *, overwrite: bool = False) -> Iterator[Path]:
+    """Write each notebook as a web page: text, code, pictures, films. Mathematics needs no network.
+
+    Args:
+        folder: gets a .html file for each notebook, and MathJax beside them. source: a folder of notebooks; None: those
+            that ship. overwrite: whether pages that are there may be replaced.
+
+    Yields:
+        The file just written.
+
+    Raises:
+        ValueError: a page exists, or MathJax is not installed. FileNotFoundError: there is no notebook.
+
+    >>> import nbformat, tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One")]), f"{place}/01.ipynb")
+    ...     [page.name for page in pages(f"{place}/pages", place)]
+    ['01.html']
+    """
+    return _write(folder, source, overwrite, (MATH,), page)
+
+
+def slides(folder: str | Path, source: str | Path | None = None, *, overwrite: bool = False) -> Iterator[Path]:
+    """Write each notebook as slides: of its cells that are marked as slides, what they say and show.
+
+    Code is hidden: the key C shows that of a slide. S opens the speaker's view, with the script of the cell that is
+    tagged `projector`; its pictures come row by row, its idea comes last. Slides that are too full are cut into several.
+
+    Args, Yields, Raises: as `pages`; reveal.js is needed too.
+
+    >>> import nbformat, tempfile
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One")]), f"{place}/01.ipynb")
+    ...     [deck.name for deck in slides(f"{place}/slides", place)]
+    ['01.html']
+    """
+    return _write(folder, source, overwrite, (MATH, REVEAL), deck)
+
+
+def _write(folder: str | Path, source: str | Path | None, overwrite: bool, beside: tuple, make: Callable) -> Iterator[Path]:
+    """The files that `make` makes of notebooks, and what they need beside them."""
+    import nbformat
+
+    source = notebooks_dir() if source is None else Path(source)
+    books = sorted(source.glob("*.ipynb"))
+    if not books:
+        raise FileNotFoundError(f"there is no notebook in {source}")
+    if missing := [name for name, *_ in beside if find_spec(name) is None]:
+        packages = " ".join(missing).replace("_", "-")
+        raise ValueError(f"{packages} is not installed; pip install -r requirements.txt, or {packages}")
+    folder = Path(folder)
+    files = [folder / f"{book.stem}.html" for book in books]
+    check_writable(files, overwrite)
+    for package, inside, name in beside:
+        for part in NEEDED[name]:
+            _copy(Path(find_spec(package).submodule_search_locations[0]) / inside / part, folder / name / part)
+
+    def run() -> Iterator[Path]:
+        for book, file in zip(books, files):
+            write_atomic(file, make(nbformat.read(book, 4), linked=[other.name for other in books]))
+            yield file
+
+    return run()
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, target)
+
+
+def page(book: NotebookNode, linked: list[str] = []) -> str:
+    """A notebook as one web page.
+
+    Args:
+        linked: names of the notebooks that have pages too; links to others are left out.
+
+    >>> from nbformat.v4 import new_markdown_cell, new_notebook
+    >>> page(new_notebook(cells=[new_markdown_cell("# One")]))[:15]
+    '<!doctype html>'
+    """
+    body = "\n".join(piece for number, cell in enumerate(book.cells, 1) for piece in pieces(cell, number))
+    return _document(book, f"<main>\n{_linked(body, linked)}\n</main>", "page.css", TYPESET.replace("STARTUP", "false"))
+
+
+def deck(book: NotebookNode, linked: list[str] = []) -> str:
+    """A notebook as slides: a stack of slides for each cell marked "slide", a new one in it for each "subslide".
+
+    What is marked "skip" is left out with the unmarked cells after it. deck.js fits all into pages of one size.
+    """
+    stacks: list[list[list[str]]] = []
+    shown, idea = False, ""
+    for number, cell in enumerate(book.cells, 1):
+        mark = cell.metadata.get("slideshow", {}).get("slide_type", "-")
+        shown = shown if mark == "-" else mark != "skip"
+        if not shown or not cell.source.strip() or cell.source.startswith("check("):    # the class has not answered
+            continue
+        if mark == "slide" or not stacks:
+            stacks.append([])
+        if mark in ("slide", "subslide") or not stacks[-1]:
+            stacks[-1].append([])
+        leaf = stacks[-1][-1]
+        if mark == "notes":
+            leaf.append(f'<aside class="notes">{markdown(cell.source)}</aside>')
+        elif "projector" in cell.metadata.get("tags", []) and (found := re.search(r"(?<!\*)\*([^*]+)\*(?!\*)", cell.source)):
+            title, _, script = cell.source.partition("\n")
+            leaf += [markdown(title), f'<aside class="notes">{markdown(script)}</aside>',
+                     f'<p class="idea">{markdown(found[1][0].upper() + found[1][1:])}</p>']
+        else:
+            leaf += pieces(cell, number, "fragment" if mark == "fragment" else "")
+    sections = "\n".join("<section>" + "".join(f'<section>{"".join(leaf)}</section>' for leaf in stack) + "</section>"
+                         for stack in stacks)
+    head = (f'{TYPESET.replace("STARTUP", "true")}\n<link rel="stylesheet" href="reveal/dist/reset.css">\n'
+            '<link rel="stylesheet" href="reveal/dist/reveal.css">\n<script src="reveal/dist/reveal.js"></script>\n'
+            '<script src="reveal/plugin/notes/notes.js"></script>')
+    body = (f'<main class="reveal"><div class="slides"></div></main>\n<div id="source">{_linked(sections, linked)}</div>\n'
+            f'<script>{(HERE / "deck.js").read_text(encoding="utf-8")}</script>')
+    return _document(book, body, "deck.css", head)
+
+
+def _document(book: NotebookNode, body: str, style: str, head: str) -> str:
+    title = next((line.lstrip("# ") for cell in book.cells for line in cell.source.splitlines() if line.startswith("# ")), "")
+    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{html.escape(title)}</title>\n{head}\n"
+            f'<style>{(HERE / "common.css").read_text(encoding="utf-8")}{(HERE / style).read_text(encoding="utf-8")}</style>\n'
+            f"</head>\n<body>\n{body}\n</body>\n</html>\n")
+
+
+def pieces(cell: NotebookNode, number: int, name: str = "") -> list[str]:
+    """A cell as HTML: its text, or its code and each of its outputs.
+
+    Args:
+        number: of the cell. name: a class that each piece gets.
+    """
+    def piece(text: str, kind: str = "") -> str:
+        return f'<div class="{" ".join(filter(None, [kind, name]))}">{text}</div>' if kind or name else text
+
+    if cell.cell_type == "markdown":
+        return [piece(markdown(cell.source))]
+    if cell.cell_type != "code" or not cell.source.strip():
+        return []
+    return [piece(scrolled(coloured(cell.source), f"code of cell {number}"), "code"),
+            *(piece(each, "output") for out in cell.outputs if (each := output(out, number)))]
+
+
+def markdown(text: str) -> str:
+    """Markdown as HTML; mathematics stays as it is, for MathJax. Headings can be linked to as in JupyterLab.
+
+    >>> markdown("## A *b* c")
+    '<h2 id="A-b-c">A <em>b</em> c</h2>'
+    """
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    text = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(text).strip()
+    text = text.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="table"><table>')
+    return text.replace("</table>", "</table></div>")
+
+
+def coloured(source: str) -> str:
+    """Python in colours."""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+
+    return highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)).rstrip()
+
+
+def scrolled(text: str, name: str) -> str:
+    """Preformatted HTML that scrolls where it is too wide, by keys too."""
+    return f'<pre tabindex="0" role="group" aria-label="{name}">{text}</pre>'
+
+
+def output(out: NotebookNode, number: int) -> str:
+    """An output as HTML; a widget by the film that is stored with it."""
+    from nbconvert.filters import ansi2html
+
+    if out.output_type == "stream":
+        return scrolled(ansi2html(out.text.rstrip()), f"what cell {number} prints") if out.text.strip() else ""
+    if out.output_type == "error":
+        return scrolled(ansi2html("\n".join(out.traceback)), f"error in cell {number}")
+    data: dict[str, Any] = out.data
+    if "text/html" in data:
+        return data["text/html"]
+    for kind in ("image/png", "image/jpeg"):
+        if kind in data:
+            alt = html.escape(data.get("text/plain", "a picture"), quote=True)
+            return f'<figure><img alt="{alt}" src="data:{kind};base64,{data[kind].strip()}"></figure>'
+    alive = any("widget-view" in kind for kind in data)
+    return "" if alive or "text/plain" not in data else scrolled(html.escape(data["text/plain"]), f"result of cell {number}")
+
+
+def _linked(text: str, names: list[str]) -> str:
+    """Links to notebooks as links to their pages; those that lead out of the folder as plain text."""
+    def link(found: re.Match) -> str:
+        target, mark, words = found[1], found[2] or "", found[3]
+        if target in names:
+            return f'<a href="{target.removesuffix(".ipynb")}.html{mark}">{words}</a>'
+        return words
+
+    return re.sub(r'<a href="(?![a-z]+:)([^"#]+)(#[^"]*)?">(.*?)</a>', link, text, flags=re.DOTALL)

@@ -1,0 +1,186 @@
+// Cuts the slides of #source into pages that a screen of 1280 by 720 shows whole, and hands them to reveal.js.
+const WIDE = 1180, HIGH = 640; // room of a page
+const LARGER = [40, 37, 34, 31]; // where there is room: the size of text, else 28
+const SPLIT = { UL: "li", OL: "li", TABLE: "tr" };
+
+function fits(page) { return page.scrollHeight <= HIGH + 36; }
+
+// The blocks of a slide, one below the other: what may stand on a page by itself.
+function blocks(section) {
+    const found = [];
+    const add = (node, fragment) => {
+        if (node.nodeType === 3) {
+            if (!node.textContent.trim()) return;
+            const p = document.createElement("p");
+            p.append(node.cloneNode());
+            node = p;
+        }
+        if (node.nodeType !== 1 || node.tagName === "SCRIPT" && !node.type.startsWith("math/")) return;
+        const inside = fragment || node.classList.contains("fragment");
+        if (node.tagName === "DETAILS") { // the answer comes with the next key
+            const [summary, ...answer] = node.childNodes;
+            const question = document.createElement("p");
+            question.append(...(node.querySelector("summary") || document.createElement("p")).childNodes);
+            add(question, inside);
+            [...node.childNodes].filter(each => each.tagName !== "SUMMARY").forEach(each => add(each, true));
+        } else if (node.tagName === "DIV" && !node.matches(".code, .MathJax_Display") || node.matches("p.idea")) {
+            if (node.matches(".idea")) { node.classList.add("fragment"); found.push(node); return; }
+            [...node.childNodes].forEach(each => add(each, inside));
+        } else {
+            if (inside) node.classList.add("fragment");
+            found.push(node);
+        }
+    };
+    [...section.childNodes].forEach(each => add(each, false));
+    return found;
+}
+
+// The first part of a list, a table or a text that fits on the page, and the rest; nothing if no part fits.
+function split(block, page) {
+    const items = block.tagName === "PRE" ? block.innerHTML.split("\n")
+        : SPLIT[block.tagName] ? [...block.querySelectorAll(SPLIT[block.tagName])] : [];
+    const part = (from, to) => {
+        const copy = block.cloneNode(false);
+        if (block.tagName === "PRE") copy.innerHTML = items.slice(from, to).join("\n");
+        else {
+            const head = block.querySelector("thead");
+            if (head && from > 0) copy.append(head.cloneNode(true));
+            copy.append(...items.slice(from, to).map(item => item.cloneNode(true)));
+            if (block.tagName === "OL") copy.start = (block.start || 1) + from;
+        }
+        return copy;
+    };
+    let kept = 0;
+    for (let n = 1; n < items.length; n++) {
+        const first = part(0, n);
+        page.append(first);
+        const good = fits(page);
+        first.remove();
+        if (!good) break;
+        kept = n;
+    }
+    return kept ? [part(0, kept), part(kept, items.length)] : [];
+}
+
+// A figure as large as the page has room for. False if that is too small to be seen well.
+function enlarge(figure, page) {
+    const images = [...figure.querySelectorAll("img")];
+    const wide = Math.max(...images.map(i => i.naturalWidth)), high = images.reduce((sum, i) => sum + i.naturalHeight, 0);
+    const alone = Math.min(WIDE / wide, (HIGH - 80) / high);
+    figure.remove();
+    const room = HIGH + 36 - Math.max(page.scrollHeight, 36) - 14 - 4 * images.length;
+    const scale = Math.min(WIDE / wide, room / high);
+    images.forEach(i => { i.style.width = i.style.height = ""; i.width = Math.floor(i.naturalWidth * Math.min(scale, alone)); i.removeAttribute("height"); });
+    page.append(figure);
+    return scale >= 0.6 * alone;
+}
+
+// A formula that is too wide becomes smaller.
+function narrow(block) {
+    for (const formula of block.querySelectorAll(".MathJax_Display > .MathJax")) {
+        const wide = formula.getBoundingClientRect().width;
+        if (wide > WIDE) formula.style.fontSize = `${Math.floor(100 * WIDE / wide)}%`;
+    }
+}
+
+function paginate(section, measure) {
+    const queue = blocks(section), title = queue.find(block => /^H[1-4]$/.test(block.tagName));
+    const notes = [...section.querySelectorAll("aside.notes")], pages = [];
+    let page;
+    const seen = () => [...page.children].some(block => !block.matches(".code, .running"));
+    const turn = () => {
+        const last = page && page.lastElementChild; // a heading does not stay behind alone
+        const heading = last && /^H[1-4]$/.test(last.tagName) && page.children.length > 1 ? last : null;
+        page = document.createElement("div");
+        page.className = "page";
+        measure.replaceChildren(page);
+        if (heading) page.append(heading);
+        else if (pages.length && title) {
+            const running = document.createElement("p");
+            running.className = "running";
+            running.innerHTML = title.innerHTML;
+            page.append(running);
+        }
+        pages.push(page);
+    };
+    turn();
+    while (queue.length) {
+        const block = queue.shift();
+        if (block.matches("aside.notes")) continue;
+        page.append(block);
+        narrow(block);
+        const good = block.tagName === "FIGURE" || block.querySelector("img") ? enlarge(block, page) : fits(page);
+        if (good) continue;
+        const alone = ![...page.children].some(other => other !== block && !other.matches(".code, .running, h1, h2, h3, h4"));
+        block.remove();
+        const parts = split(block, page);
+        if (parts.length) {
+            page.append(parts[0]);
+            queue.unshift(parts[1]);
+        } else if (alone) {
+            page.append(block);
+            page.dataset.full = "true";
+            continue;
+        } else queue.unshift(block);
+        turn();
+    }
+    return pages.filter((each, place) => {
+        page = each;
+        if (seen()) return true;
+        const next = pages[place + 1] || pages[place - 1]; // code alone goes with what follows
+        if (next) next.prepend(...[...each.children].filter(block => block.matches(".code")));
+        return false;
+    }).map((each, place) => {
+        measure.replaceChildren(each);
+        if (!each.querySelector("img")) LARGER.some(size => {
+            each.style.fontSize = `${size}px`;
+            return fits(each) && each.scrollWidth <= 1280 || (each.style.fontSize = "", false);
+        });
+        const slide = document.createElement("section");
+        slide.append(each, ...(place === 0 ? notes : []));
+        return slide;
+    });
+}
+
+function asFragments(section) { // of the projector's cell: a row of its picture at a time, and its idea at the end
+    const idea = section.querySelector(".idea");
+    if (!idea) return;
+    section.querySelectorAll("figure img, .output pre").forEach(each => each.classList.add("fragment"));
+    section.append(idea);
+}
+
+function showCode() {
+    const dialog = document.querySelector("dialog");
+    if (dialog.open) return dialog.close();
+    const code = Reveal.getCurrentSlide().querySelectorAll(".code > pre");
+    dialog.replaceChildren(...[...code].map(pre => pre.cloneNode(true)));
+    if (!code.length) dialog.textContent = "This slide has no code.";
+    dialog.showModal();
+}
+
+async function start() {
+    const source = document.getElementById("source");
+    await Promise.all([...source.querySelectorAll("img")].map(image => image.decode().catch(() => {})));
+    await new Promise(done => MathJax.Hub.Queue(["Typeset", MathJax.Hub, source], done));
+    const measure = document.createElement("div"), slides = document.querySelector(".slides");
+    source.before(measure);
+    for (const stack of source.children) {
+        const whole = document.createElement("section");
+        for (const section of stack.children) {
+            asFragments(section);
+            whole.append(...paginate(section, measure));
+        }
+        if (whole.children.length) slides.append(whole);
+    }
+    measure.remove();
+    source.remove();
+    const dialog = document.createElement("dialog");
+    dialog.addEventListener("keydown", event => { if (event.key === "c") { event.stopPropagation(); dialog.close(); } });
+    document.body.append(dialog);
+    await Reveal.initialize({ width: 1280, height: 720, margin: 0, minScale: 0.1, maxScale: 8, center: false, hash: true,
+        slideNumber: "c/t", transition: "none", plugins: [RevealNotes],
+        keyboardCondition: () => !dialog.open });
+    Reveal.addKeyBinding({ keyCode: 67, key: "C", description: "Show the code" }, showCode);
+    document.documentElement.dataset.ready = "true";
+}
+MathJax.Hub.Register.StartupHook("End", start);
