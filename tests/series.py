@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if not __package__:  # run as a command
     sys.path[0] = str(ROOT)
 
+from minidiff.teach.lab import without_widgets  # noqa: E402
 from tests.rules import each, equations, lint, name_of, parse, prose, read  # noqa: E402
 
 FOLDER = ROOT / "notebooks"
@@ -70,11 +71,10 @@ def execute(path: Path) -> float:
 def tidy(nb) -> nbformat.NotebookNode:
     """Without what changes from run to run and from machine to machine."""
     nb.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}} | {
-        key: value for key, value in nb.metadata.items() if key not in ("kernelspec", "language_info", "widgets")}
+        key: value for key, value in nb.metadata.items() if key not in ("kernelspec", "language_info")}
     for _, cell in each(nb, ""):
         cell.metadata.pop("execution", None)
-        for out in cell.get("outputs", []):
-            out.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)  # dead without its state
+    without_widgets({"type": "notebook", "content": nb})
     return nb
 
 

@@ -120,13 +120,35 @@ def test_an_arrow_key_moves_the_picture_and_nothing_leaves_the_machine(cells, se
     assert page.errors == []
 
 
-def test_a_saved_notebook_opened_again_shows_the_explorer_as_it_was(serve, page):
+def test_a_saved_notebook_opened_again_shows_the_film_and_how_to_move_it(serve, page):
     goto(page, serve([new_code_cell(TINY)]))
     run_all(page)
+    assert not page.locator("figure.minidiff-stored").is_visible()        # the widget stands in its place
     page.evaluate(SAVE_AND_STOP)
     page.wait_for_function("window.stopped")
     page.reload()
-    assert page.wait_for_selector("img.widget-image").is_visible() and page.errors == []
+    film = page.wait_for_selector("figure:has(img[alt='a square of some red'])")
+    assert film.is_visible() and "Run this cell" in film.inner_text()
+    assert page.locator(".jp-OutputArea-child").count() == 1 and page.errors == []
+
+
+PLACE = """from PIL import Image
+from minidiff.teach import explore
+
+explore(lambda column, row: [Image.new("RGB", (90, 60), (80 * column, 80 * row, 0)), Image.new("RGB", (90, 60))],
+        alt="two pictures", width=600, place=("column", "row"), column=range(3), row=range(2))"""
+
+
+def test_a_click_on_the_picture_chooses_its_place(serve, page):
+    goto(page, serve([new_code_cell(PLACE)]))
+    picture = run_all(page)
+    before, box = picture.get_attribute("src"), picture.bounding_box()
+    page.mouse.click(box["x"] + 0.4 * box["width"], box["y"] + 0.75 * box["height"])     # the last place of the first
+    page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
+    readouts = page.locator(".widget-readout")
+    page.wait_for_timeout(200)
+    assert readouts.all_inner_texts() == ["2", "1"]
+    assert page.errors == []
 
 
 STUDIO = """import minidiff as md
@@ -153,7 +175,7 @@ def test_the_studio_draws_what_is_typed_and_its_slider_goes_back(serve, page):
     slider = page.locator(".noUi-handle").last
     moved_by(lambda: slider.press("ArrowLeft"))
     page.wait_for_function(IDLE)
-    moved_by(page.locator(".widget-play button").first.click)
+    moved_by(page.get_by_role("button", name="play").click)
     assert page.asked and [url for url in page.asked if not LOCAL.match(url)] == []
     assert page.errors == []
 
@@ -176,12 +198,12 @@ def test_every_explorer_moves_after_the_whole_notebook_was_run(name, serve, page
     page.wait_for_function(IDLE)
     page.evaluate(RUN_ALL)
     page.wait_for_function(DONE)
-    boxes = page.locator(".widget-vbox:has(> img.widget-image)")
+    boxes = page.locator(".jp-OutputArea-output > .widget-vbox:has(img.widget-image)")
     made = sum(len(re.findall(r"^(?:explore|studio)\(", cell.source, re.MULTILINE)) for cell in cells)
     assert boxes.count() == made
     page.set_default_timeout(60_000)
     for box in boxes.all():
-        picture, handles = box.locator("> img.widget-image").element_handle(), box.locator(".noUi-handle")
+        picture, handles = box.locator("img.widget-image").first.element_handle(), box.locator(".noUi-handle")
         before = picture.get_attribute("src")
         if handles.count():
             handles.last.press("ArrowLeft")

@@ -1,6 +1,7 @@
 """Pictures in notebooks: one bundle with alt text and a PNG, whatever is shown."""
 import base64
 import io
+import re
 from unittest.mock import MagicMock
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from minidiff.io.images import contact_sheet
 from minidiff.teach import film, show, style
 from minidiff.teach.film import as_film, encode
-from minidiff.teach.show import _view, png
+from minidiff.teach.show import _view, enlarged, lossless, png
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def test_a_picture_comes_with_its_description_as_html_and_as_png(shown):
     show(torch.rand(3, 8, 8), alt='a "red" house & <more>', width=64)
     (bundle,) = shown
     assert 'alt="a &quot;red&quot; house &amp; &lt;more&gt;"' in bundle["text/html"]
-    assert "width:64px;image-rendering:pixelated" in bundle["text/html"] and "<script" not in bundle["text/html"]
-    assert bundle["image/png"] in bundle["text/html"] and pixels(bundle["image/png"]).size == (8, 8)
+    assert 'width="64"' in bundle["text/html"] and "<script" not in bundle["text/html"]
+    assert bundle["image/png"] in bundle["text/html"] and pixels(bundle["image/png"]).size == (64, 64)
     assert bundle["text/plain"] == 'a "red" house & <more>'
 
 
@@ -69,9 +70,8 @@ def test_a_figure_keeps_its_rare_colours():
     ax.imshow(heat.numpy(), aspect="auto", extent=(0, 1, -3, 3), interpolation="bilinear", cmap="viridis")
     walks = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)).cumsum(0) / 20
     ax.plot(torch.linspace(0, 1, 500), walks, color="white", linewidth=0.6)
-    file = io.BytesIO()
-    fig.savefig(file, format="png")
-    files = file, io.BytesIO(png(fig))
+    exact = png(fig)
+    files = io.BytesIO(exact), io.BytesIO(lossless(exact))
     wanted, got = (torch.tensor(list(Image.open(data).convert("RGB").tobytes())) for data in files)
     assert (got - wanted).abs().max() < 80
 
@@ -91,6 +91,8 @@ def test_a_figure_is_shown_once_and_closed(shown):
     ax.plot([0, 1])
     show(fig, alt="a line")
     assert not plt.fignum_exists(fig.number) and pixels(shown[0]["image/png"]).size == (220, 110)
+    source = shown[0]["text/html"].split("data:image/webp;base64,")[1].split('"')[0]
+    assert pixels(source).size == (440, 220) and 'width="220"' in shown[0]["text/html"]        # sharp on any screen
 
 
 def test_a_film_moves_and_leaves_a_strip_of_named_frames(shown):
@@ -120,6 +122,32 @@ def test_names_stand_above_their_pictures(shown):
                  lambda: film([torch.zeros(3, 8, 8)] * 3, alt="x", names=["a"])):
         with pytest.raises(ValueError, match="but 1 names|there are 3 and 1"):
             call()
+
+
+def test_rows_and_columns_have_names_and_each_row_is_a_picture(shown):
+    show([torch_picture(k / 6) for k in range(6)], alt="six", rows=["above", "below"], names=["a", "b", "c"], width=300)
+    text = shown[0]["text/html"]
+    assert re.findall('alt="(.*?)"', text) == ["above", "below"] and 'role="group" aria-label="six"' in text
+    first, second = (pixels(source) for source in re.findall('base64,(.*?)"', text))
+    whole = pixels(shown[0]["image/png"])
+    assert first.height == second.height + 18 and whole.size == (first.width, first.height + second.height)
+    assert whole.crop((0, 0, first.width, first.height)).tobytes() == first.tobytes()
+    greys = [second.getpixel((x, second.height // 2))[0] for x in (100, 180, 270)]
+    assert greys == [round(255 * k / 6) for k in (3, 4, 5)]
+    for more in ({"rows": ["a", "b", "c", "d"]}, {"rows": ["a", "b"], "names": ["c"]}, {"rows": []}):
+        with pytest.raises(ValueError, match="there are 6 pictures, but"):
+            show([torch_picture(0)] * 6, alt="x", **more)
+
+
+def test_only_pictures_made_of_pixels_are_enlarged_as_pixels():
+    from PIL import Image
+
+    def colours(side, width):
+        picture = Image.new("RGB", (side, side), "black")
+        picture.paste("white", (0, 0, side // 2, side))
+        return len(enlarged(picture, width).getcolors())
+
+    assert colours(16, 100) == colours(64, 128) == colours(100, 400) == 2 and colours(128, 256) > 2
 
 
 def torch_picture(grey):

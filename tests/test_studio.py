@@ -2,6 +2,8 @@
 import base64
 import importlib
 import io
+import math
+import re
 import time
 from unittest.mock import MagicMock
 
@@ -30,10 +32,11 @@ def live(monkeypatch, pipe):
     monkeypatch.setattr("IPython.get_ipython", MagicMock())
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
     studio(pipe, "a red house, snow, day", "a blue house, snow, day", steps=4)
-    box = widgets.widget._instances[shown[0]["application/vnd.jupyter.widget-view+json"]["model_id"]]
+    box = widgets.widget._instances[shown[1]["application/vnd.jupyter.widget-view+json"]["model_id"]]
     flat = [each for child in box.children for each in (child.children if isinstance(child, widgets.Box) else [child])]
     found = {each.description: each for each in flat if getattr(each, "description", "")}
     found["said"], found["hidden"] = (each for each in flat if type(each) is widgets.HTML)
+    found["machine"], found["lit"] = box.children[-1].children[1].children
     return found | {"picture": next(each for each in flat if isinstance(each, widgets.Image)), "shown": shown[0]}
 
 
@@ -113,6 +116,32 @@ def test_mistakes_are_said_in_a_line_and_the_picture_stays(live):
 def test_a_screen_reader_is_told_what_is_to_be_seen(live):
     live["prompt"].value, live["step"].value = "a green boat, sea", 2
     assert "a green boat, sea | a blue house, snow, day: state and guess after 2 of 4 steps" in live["hidden"].value
+
+
+def test_the_map_grows_by_step_and_keeps_the_distances(pipe):
+    drawing = Drawing(pipe, ["a red house", "a blue house"], {"steps": 6, "seed": 3})
+    for _ in drawing:
+        pass
+    plane, share = drawing.ways
+    states = torch.stack([step.x / math.hypot(*step.level[1:]) for step in drawing.steps]).flatten(2)
+    assert plane.shape == (7, 2, 2) and torch.equal(plane[0, 0], plane[0, 1]) and 0.5 < share <= 1
+    middle = states.mean((0, 1))
+    total = (states - middle).square().sum().item()
+    assert plane.square().sum().item() == pytest.approx(share * total, rel=1e-4)
+    blue = [sum(b > r + 99 for r, _, b in drawing.path(k).get_flattened_data()) for k in (1, 3, 6)]
+    assert blue == sorted(set(blue)) and drawing.path(6).size == (384, 384)
+
+
+def test_the_parts_at_work_are_lit_up(live):
+    def lit():
+        return re.findall(r"\.p(\d)", live["lit"].value)
+
+    found = [lit()]
+    for live["step"].value in (2, 0):
+        found.append(lit())
+    assert found == [["3"], ["1", "2"], ["0"]]
+    name = re.search(r"machine-\w+", live["lit"].value)[0]
+    assert f'<div class="{name}">' in live["machine"].value and live["machine"].value.count("aria-label") == 4
 
 
 def test_looking_on_takes_a_small_share_of_the_time(live, monkeypatch):

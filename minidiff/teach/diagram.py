@@ -1,9 +1,10 @@
 """One drawing of the whole machine: text encoder, U-Net in a loop with the sampler, VAE decoder."""
 from __future__ import annotations
 
+import base64
 from typing import TYPE_CHECKING
 
-from minidiff.teach.show import COLORS, show
+from minidiff.teach.show import COLORS, png, show
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +16,14 @@ BOXES = {  # part -> left, bottom, width, height, in tenths of the drawing's hei
     "text encoder": (0.2, 7.0, 5.6, 2.4), "U-Net": (8.4, 3.3, 4.6, 3.4), "sampler": (16.2, 3.3, 4.6, 3.4),
     "VAE decoder": (24.2, 3.3, 4.8, 3.4)}
 WIDE, HIGH = 34.0, 10.0
+ALIVE = """<style>
+.NAME { display: inline-block; max-width: 100%; background: white; color: black; line-height: 1.4; }
+.NAME div { position: relative; width: fit-content; max-width: 100%; }
+.NAME img { max-width: 100%; height: auto; display: block; }
+.NAME button { position: absolute; background: none; border: none; padding: 0; border-radius: 8px; cursor: help; }
+.NAME p { margin: 0; padding: 0 6px 6px; min-height: 2.8em; }
+.NAME p + p { display: none; }
+</style>"""
 
 
 def diagram(pipe: StableDiffusion, *, steps: int = 25, lit: str = "") -> None:
@@ -88,6 +97,45 @@ def machine(pipe: StableDiffusion, *, steps: int = 25, lit: str = "") -> Figure:
     arrow((29.1, 5.0), (30.4, 5.0))
     note(32.2, 5.0, f"picture\n{wide}×{high}\npixels")
     return figure
+
+
+def alive(pipe: StableDiffusion, name: str) -> str:
+    """The drawing as HTML for a widget: each part says what it does when it is pointed at, or reached by the Tab key.
+
+    Args:
+        name: a class of its own, for `light`.
+
+    >>> import minidiff as md
+    >>> alive(md.StableDiffusion.from_pretrained("mini-sd"), "one").count("<button")
+    4
+    """
+    n, c, h, w, high, wide = _shapes(pipe)
+    says = (f"reads a prompt once and makes 77 vectors of {n} numbers of it",
+            "looks at the state, the time and the vectors, and estimates the noise in the state: in every step twice, "
+            "with the prompt and without",
+            "takes a part of that noise away, which makes the next, cleaner state",
+            f"turns the last state, {c}×{h}×{w} numbers, into a picture of {wide}×{high} pixels, once")
+    buttons = "".join(
+        f'<button type="button" class="p{i}" aria-label="the {part} {said}" style="left:{100 * x / WIDE:.2f}%;top:'
+        f'{100 * (HIGH - y - b) / HIGH:.2f}%;width:{100 * a / WIDE:.2f}%;height:{100 * b / HIGH:.2f}%"></button>'
+        for i, ((part, (x, y, a, b)), said) in enumerate(zip(BOXES.items(), says)))
+    texts = "".join(f'<p class="s{i}">The {part} {said}.</p>' for i, (part, said) in enumerate(zip(PARTS, says)))
+    shown = "".join(f".NAME:has(.p{i}:is(:hover, :focus)) .s{i} {{ display: block }} "
+                    f".NAME:has(.p{i}:is(:hover, :focus)) .s {{ display: none }}\n" for i in range(len(PARTS)))
+    image = f'<img width="660" alt="" src="data:image/png;base64,{base64.b64encode(png(machine(pipe))).decode()}">'
+    look = ALIVE.replace("</style>", f"{shown}</style>").replace("NAME", name)
+    return (f'{look}<div class="{name}"><div>{image}{buttons}</div><p class="s">'
+            f'The parts at work are lit up. Point at one, or press Tab.</p>{texts}</div>')
+
+
+def light(name: str, parts: tuple[str, ...]) -> str:
+    """HTML that lights up parts of the drawing of this name.
+
+    >>> light("one", ("U-Net",))
+    '<style>.one .p1 { box-shadow: 0 0 0 3px #D55E00, 0 0 16px 4px #D55E00 }</style>'
+    """
+    return "<style>" + " ".join(f".{name} .p{i} {{ box-shadow: 0 0 0 3px {color}, 0 0 16px 4px {color} }}"
+                                for i, (part, color) in enumerate(zip(PARTS, COLORS)) if part in parts) + "</style>"
 
 
 def _shapes(pipe: StableDiffusion) -> tuple[int, ...]:

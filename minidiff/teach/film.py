@@ -11,7 +11,7 @@ import torch
 
 from minidiff.io.images import contact_sheet, plain
 from minidiff.io.write import write_atomic
-from minidiff.teach.show import labelled, png, publish
+from minidiff.teach.show import labelled, opened, png, publish
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +46,7 @@ def film(frames: Sequence, alt: str, *, names: Sequence[str] | None = None, widt
     names = [f"{i} of {len(frames) - 1}" for i in range(len(frames))] if names is None else list(names)
     if len(names) != len(frames) or not frames:
         raise ValueError(f"a film needs a frame, and a name for each; there are {len(frames)} and {len(names)}")
-    named = [(_open(png(frame, fast=True)), name) for frame, name in thin(list(zip(frames, names)))]
+    named = [(opened(png(frame, width=width, fast=True)), name) for frame, name in thin(list(zip(frames, names)))]
     pictures = [labelled(*each) for each in named]
     strip = contact_sheet([labelled(_narrow(picture), name) for picture, name in thin(named, STRIP)], 3, gap=4)
     if len(pictures) == 1:
@@ -59,7 +59,7 @@ def as_film(stills: Sequence[bytes], *, seconds: float = 5.0, hold: float = 1.5)
     """PNG files of one size as one animated WebP of at most 25 frames, and its type; a single one stays a PNG."""
     if len(stills) == 1:
         return stills[0], "image/png"
-    return encode([_open(still) for still in thin(stills)], ".webp", seconds=seconds, hold=hold), "image/webp"
+    return encode([opened(still) for still in thin(stills)], ".webp", seconds=seconds, hold=hold), "image/webp"
 
 
 def write_film(frames: Sequence[Image.Image], path: str | Path, *, seconds: float = 2.5, hold: float = 1.5) -> None:
@@ -112,12 +112,6 @@ def _narrow(picture: Image.Image) -> Image.Image:
     if picture.width <= NARROW:
         return picture
     return picture.resize((NARROW, round(picture.height * NARROW / picture.width)), Image.Resampling.LANCZOS)
-
-
-def _open(data: bytes) -> Image.Image:
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
 @torch.inference_mode()

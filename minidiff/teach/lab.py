@@ -9,12 +9,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from minidiff.io.write import write_atomic
 
 FIRST = "00_start_here.ipynb"
 OFFLINE = ("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
            "--LabApp.extension_manager=readonly")  # what JupyterLab would otherwise ask the network for
+NEWS = "@jupyterlab/apputils-extension:announcements"
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def notebooks_dir() -> Path:
@@ -96,11 +99,34 @@ def lab(folder: str | Path = "minidiff-notebooks", *, browser: bool = True, solu
             signal.signal(signal.SIGTERM, before)
 
 
+def without_widgets(model: dict, **_: Any) -> None:
+    """Take widgets out of a notebook that is to be saved: they end with their kernel. The films behind them stay.
+
+    Args:
+        model: as a contents manager of Jupyter has it, whose `pre_save_hook` this can be.
+
+    >>> output = {"output_type": "display_data", "metadata": {}, "data": {VIEW: {}}}
+    >>> book = {"metadata": {"widgets": {}}, "cells": [{"cell_type": "code", "outputs": [output]}]}
+    >>> without_widgets({"type": "notebook", "content": book})
+    >>> book
+    {'metadata': {}, 'cells': [{'cell_type': 'code', 'outputs': []}]}
+    """
+    if model.get("type") != "notebook" or not isinstance(model.get("content"), dict):
+        return
+    model["content"]["metadata"].pop("widgets", None)
+    for cell in model["content"]["cells"]:
+        for out in cell.get("outputs", []):
+            out.get("data", {}).pop(VIEW, None)
+        if "outputs" in cell:
+            cell["outputs"] = [out for out in cell["outputs"] if out.get("data", True)]
+
+
 def command(folder: str | Path, browser: bool = True) -> list[str]:
     """The command line that opens the folder's first notebook; as root too, which is who works in most containers."""
     root = getattr(os, "geteuid", lambda: 1)() == 0
     return [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={Path(folder).resolve()}",
             f"--LabApp.default_url=/lab/tree/{FIRST}", *OFFLINE,
+            f"--ContentsManager.pre_save_hook={__name__}.{without_widgets.__name__}",
             *([] if browser else ["--no-browser"]), *(["--allow-root"] if root else [])]
 
 
@@ -108,15 +134,11 @@ def environment(config: str | Path) -> dict[str, str]:
     """That of JupyterLab and its kernels, which import this minidiff, installed or not, and ask no network for models.
 
     Args:
-        config: an empty folder; gets the settings that keep JupyterLab from offering news, and that let it save what
-            explorers show, so that a notebook opened again does not say "model not found" in their place.
+        config: an empty folder; gets the setting that keeps JupyterLab from offering news.
     """
-    settings = {"page_config": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},
-                "default_setting_overrides": {"@jupyter-widgets/jupyterlab-manager:plugin": {"saveState": True}}}
     folder = Path(config) / "labconfig"
     folder.mkdir()
-    for name, values in settings.items():
-        (folder / f"{name}.json").write_text(json.dumps(values))
+    (folder / "page_config.json").write_text(json.dumps({"disabledExtensions": {NEWS: True}}))
     first = {"PYTHONPATH": Path(__file__).resolve().parents[2], "JUPYTER_CONFIG_PATH": config}
     paths = {name: os.pathsep.join(filter(None, [str(path), os.environ.get(name)])) for name, path in first.items()}
     return os.environ | paths | {"HF_HUB_OFFLINE": "1"}

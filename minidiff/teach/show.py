@@ -4,12 +4,14 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from minidiff.io.images import contact_sheet, plain, to_pil
+from minidiff.teach.lab import VIEW
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito: colour-blind-safe
 HEAVY = 30_000  # bytes of a PNG file; a notebook holds each picture twice, and heavier ones in lighter forms
 LINE, READABLE = 18, 160  # height of a name above a picture, and how wide a picture must be to bear one, in pixels
+PIXELS = 64  # a picture whose smaller side has no more is made of pixels
+DPI = 110  # of a figure in the page; it is stored at twice as many
+MOVE = "A film. Run this cell to move it yourself."
 GAP = 2  # pixels between pictures that are shown together: two night skies would run into each other
-STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "savefig.dpi": 110, "font.size": 10,
+STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "savefig.dpi": DPI, "font.size": 10,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
          "axes.titlesize": 10, "axes.titlelocation": "left", "lines.linewidth": 1.8, "legend.frameon": False,
          "image.interpolation": "nearest", "image.cmap": "viridis"}
@@ -36,16 +41,17 @@ def style() -> None:
 
 
 def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: int | None = None,
-         columns: int | None = None, names: Sequence[str] | None = None) -> None:
+         columns: int | None = None, names: Sequence[str] | None = None, rows: Sequence[str] | None = None) -> None:
     """Show a figure or pictures in a notebook, with a description for who cannot see them.
 
     Args:
-        what: a matplotlib figure (closed afterwards); a PIL picture, made `plain`; pictures (B,3,H,W) or (3,H,W) in
-            [0, 1]; or a list of PIL pictures of one size, side by side with a thin gap.
+        what: a matplotlib figure (drawn at twice its size, closed afterwards); a PIL picture, made `plain`; pictures
+            (B,3,H,W) or (3,H,W) in [0, 1]; or a list of PIL pictures of one size, side by side with a thin gap.
         alt: what there is to see, in words.
-        width: in the page, in pixels; None: the picture's own.
+        width: in the page, in pixels; None: the picture's own. Pictures made of few pixels are enlarged as pixels.
         columns: pictures per row; None: all in one.
-        names: of several pictures: one for each, which stands above it.
+        names: of several pictures: one for each, which stands above it; with `rows`, one for each column.
+        rows: names of the rows, which stand at their left; each row is a picture of its own on slides.
 
     Raises:
         ValueError: no alt text, no picture, pictures of several sizes, or not a name for each.
@@ -53,18 +59,56 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
     >>> show(torch.zeros(2, 3, 8, 8), alt="two black squares", names=["left", "right"])
     two black squares
     """
-    if names is not None:
+    if hasattr(what, "savefig"):
+        large = png(what)
+        still = halved(large)
+        return publish(lossless(large), "image/webp", alt, still, width or opened(still).width)
+    if names is not None or rows is not None:
         pictures = to_pil(what.clamp(0, 1)) if isinstance(what, torch.Tensor) else list(what)
+        if rows is not None:
+            return _rows(pictures, alt, list(rows), names, width)
         if len(pictures) != len(names):
             raise ValueError(f"there are {len(pictures)} pictures, but {len(names)} names")
         what = [labelled(picture, name) for picture, name in zip(pictures, names)]
-    figure, still = hasattr(what, "savefig"), png(what, columns)
-    heavy = len(still) > HEAVY and not figure
+    still = png(what, columns, width=width)
+    heavy = len(still) > HEAVY
     publish(webp(still) if heavy else still, "image/webp" if heavy else "image/png", alt, still, width)
 
 
+def _rows(pictures: list, alt: str, rows: list[str], names: Sequence[str] | None, width: int | None) -> None:
+    """Rows of pictures with their names, each row a picture file of its own."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    n = len(pictures) // max(len(rows), 1)
+    if not pictures or len(pictures) != n * len(rows) or names is not None and len(names) != n:
+        raise ValueError(f"there are {len(pictures)} pictures, but {len(rows)} rows"
+                         + (f" and {len(names)} columns" if names is not None else ""))
+    font = ImageFont.load_default(13)
+    left = 10 + math.ceil(min(max(map(font.getlength, rows)), 150))
+    room = ((width or 790) - left) // n - GAP
+    pictures = [enlarged(plain(picture), room) for picture in pictures]
+    wide, high = pictures[0].size
+    strips = []
+    for i, name in enumerate(rows):
+        top = LINE if i == 0 and names is not None else 0
+        strip = Image.new("RGB", (left + n * (wide + GAP), top + high + GAP), "white")
+        draw = ImageDraw.Draw(strip)
+        draw.text((0, top + high // 2 - 8), fitting(name, font, left - 8), "black", font)
+        for k, picture in enumerate(pictures[i * n:(i + 1) * n]):
+            if top:
+                draw.text((left + k * (wide + GAP), 1), fitting(names[k], font, wide), "black", font)
+            strip.paste(picture, (left + k * (wide + GAP), top))
+        strips.append(strip)
+    whole = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), "white")
+    for i, strip in enumerate(strips):
+        whole.paste(strip, (0, sum(each.height for each in strips[:i])))
+    still = png(whole)
+    pack, mime = (webp, "image/webp") if len(still) > HEAVY else (bytes, "image/png")
+    publish([pack(png(strip)) for strip in strips], mime, alt, still, width, parts=rows)
+
+
 def labelled(picture: Image.Image, name: str) -> Image.Image:
-    """A picture with its name above it, cut where it is too long; one of few pixels is enlarged first, as pixels.
+    """A picture with its name above it, cut where it is too long; one of few pixels is enlarged first.
 
     >>> from PIL import Image
     >>> labelled(Image.new("RGB", (40, 30)), "t = 500").size
@@ -72,15 +116,29 @@ def labelled(picture: Image.Image, name: str) -> Image.Image:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    picture = plain(picture)
-    if picture.width < READABLE:
-        scale = -(-READABLE // picture.width)
-        picture = picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
+    picture = enlarged(plain(picture), READABLE)
     whole = Image.new("RGB", (picture.width, picture.height + LINE), "white")
     whole.paste(picture, (0, LINE))
     font = ImageFont.load_default(13)
     ImageDraw.Draw(whole).text((2, 1), fitting(name, font, picture.width - 4), "black", font)
     return whole
+
+
+def enlarged(picture: Image.Image, width: int) -> Image.Image:
+    """A picture at least so wide. Its pixels stay squares if it is made of them: small, or enlarged many times.
+
+    >>> from PIL import Image
+    >>> enlarged(Image.new("RGB", (40, 30)), 100).size, enlarged(Image.new("RGB", (400, 300)), 100).size
+    ((120, 90), (400, 300))
+    """
+    from PIL import Image
+
+    scale = -(-width // picture.width)
+    if scale <= 1:
+        return picture
+    hard = min(picture.size) <= PIXELS or scale >= 4
+    return picture.resize((scale * picture.width, scale * picture.height),
+                          Image.Resampling.NEAREST if hard else Image.Resampling.BICUBIC)
 
 
 def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -97,11 +155,14 @@ def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return f"{text} …"
 
 
-def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = None, *, fast: bool = False) -> bytes:
+def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = None, *, width: int | None = None,
+        fast: bool = False) -> bytes:
     """The PNG file of what `show` shows.
 
     Args:
-        fast: packed quickly, for a picture that is looked at and not stored: several times as large.
+        width: pictures that are smaller are `enlarged`.
+        fast: packed quickly, for a picture that is looked at and not stored: several times as large; a figure is drawn
+            at its own size.
 
     Raises:
         ValueError: pictures that cannot be shown.
@@ -113,9 +174,9 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     if hasattr(what, "savefig"):
         import matplotlib.pyplot as plt
 
-        what.savefig(file, format="png", pil_kwargs={"compress_level": 1} if fast else {})
+        what.savefig(file, format="png", dpi=DPI if fast else 2 * DPI, pil_kwargs={"compress_level": 1})
         plt.close(what)
-        return file.getvalue() if fast else light(file.getvalue())
+        return file.getvalue()
     if isinstance(what, torch.Tensor):
         what = what if what.ndim == 4 else what[None]
         if what.ndim != 4 or what.shape[1] != 3 or not what.is_floating_point():
@@ -125,28 +186,53 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     if isinstance(what, (list, tuple)):
         if not what:
             raise ValueError("there is no picture to show")
-        what = contact_sheet(list(what), columns or len(what), gap=GAP)
+        n = columns or len(what)
+        if width:
+            what = [enlarged(plain(picture), width // n - GAP) for picture in what]
+        what = contact_sheet(list(what), n, gap=GAP)
     else:
-        what = plain(what)
+        what = enlarged(plain(what), width or 0)
     what.save(file, "PNG", **({"compress_level": 1} if fast else {"optimize": True}))
+    return file.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    """The picture in a file, in RGB."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def halved(data: bytes) -> bytes:
+    """A figure at its own size, of one that is drawn at twice that: a PNG file in 256 colours."""
+    from PIL import Image
+
+    file, picture = io.BytesIO(), opened(data)
+    picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX).save(file, "PNG")
+    return light(file.getvalue())
+
+
+def lossless(data: bytes) -> bytes:
+    """A figure as WebP in 256 colours."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    opened(data).quantize(256, kmeans=1, dither=Image.Dither.NONE).convert("RGB").save(
+        file, "WEBP", lossless=True, method=4)
     return file.getvalue()
 
 
 def small(data: bytes) -> bytes:
     """A PNG file of the same picture that is packed well."""
-    from PIL import Image
-
     file = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").save(file, "PNG", optimize=True)
+    opened(data).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def webp(data: bytes) -> bytes:
     """A PNG file as WebP that looks the same: a quarter of the size."""
-    from PIL import Image
-
     file = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").save(file, "WEBP", quality=95, method=5)
+    opened(data).save(file, "WEBP", quality=95, method=5)
     return file.getvalue()
 
 
@@ -155,47 +241,48 @@ def light(data: bytes) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    picture.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    opened(data).quantize(256, kmeans=2, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
-def publish(data: bytes, mime: str, alt: str, still: bytes, width: int | None = None,
-            live: Callable | None = None) -> None:
+def publish(data: bytes | list[bytes], mime: str, alt: str, still: bytes, width: int | None = None,
+            live: Callable | None = None, parts: Sequence[str] = ()) -> None:
     """Display a picture file as text/html with alt text, and a still PNG of it for viewers that show no HTML.
 
-    A still of more than HEAVY bytes is made `light`.
+    A still of more than HEAVY bytes is made `light`. Outside IPython the alt text is printed.
 
-    `live()` returns a widget, which notebooks prefer as long as their kernel lives. Outside IPython the alt text is
-    printed.
+    Args:
+        width: in the page, in pixels.
+        live: returns a widget, which takes the picture's place as long as its kernel lives; a line below the picture
+            says how to get it.
+        parts: names of several files, which stand below each other as one picture.
 
     Raises:
         ValueError: the alt text is empty.
     """
     from IPython import display, get_ipython
-    from PIL import Image
 
     if not alt.strip():
         raise ValueError("alt is empty; say in words what there is to see")
-    text = html.escape(alt, quote=True)
-    look = "max-width:100%"
-    if width:  # enlarged pictures keep hard pixels
-        hard = width > Image.open(io.BytesIO(still)).width
-        look += f";width:{width}px" + ";image-rendering:pixelated" * hard
+    if not get_ipython():
+        return print(alt)
     if len(still) > HEAVY:
         still = light(still)
-    source = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-    bundle = {"text/html": f'<figure style="margin:0"><img alt="{text}" style="{look}" src="{source}"></figure>',
+    files = [(alt, data)] if isinstance(data, bytes) else list(zip(parts, data))
+    size = f'width="{width}" ' if width else ""                          # no style: it goes where nothing is trusted
+    look = "max-width:100%;height:auto;display:block"
+    images = "".join(f'<img alt="{html.escape(name, quote=True)}" {size}style="{look}" '
+                     f'src="data:{mime};base64,{base64.b64encode(each).decode()}">' for name, each in files)
+    about = f' role="group" aria-label="{html.escape(alt, quote=True)}"' if parts else ""
+    below = f"<figcaption>{MOVE}</figcaption>" if live else ""
+    stored = ' class="minidiff-stored"' if live else ""
+    bundle = {"text/html": f'<figure{stored}{about} style="margin:0">{images}{below}</figure>',
               "image/png": base64.b64encode(still).decode(), "text/plain": alt}
-    if get_ipython():
-        display.display((_view(live()) | bundle) if live else bundle, raw=True)
-    else:
-        print(alt)
+    display.display(bundle, raw=True)
+    if live:
+        display.display(_view(live()), raw=True)
 
 
 def _view(widget: object) -> dict:
-    """What a notebook shows a widget by; ipywidgets 7, which Colab has, displays them itself and does not tell."""
-    if hasattr(widget, "_repr_mimebundle_"):
-        return widget._repr_mimebundle_()
-    return {"application/vnd.jupyter.widget-view+json": {"version_major": 2, "version_minor": 0,
-                                                         "model_id": widget.model_id}}
+    """What a notebook shows a widget by, and nothing else that would stay when it is gone; in ipywidgets 7 and 8."""
+    return {VIEW: {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}}

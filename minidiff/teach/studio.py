@@ -4,7 +4,9 @@ from __future__ import annotations
 import html
 import math
 import time
+import uuid
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +16,10 @@ from minidiff.data.scenes import unknown_words
 from minidiff.editing import look
 from minidiff.nets.attention import watched
 from minidiff.samplers import SAMPLERS, Step
-from minidiff.teach.explore import unseen
+from minidiff.teach.diagram import alive, light
+from minidiff.teach.explore import LIVE, Control, player, unseen
 from minidiff.teach.film import as_film, thin
-from minidiff.teach.show import LINE, fitting, png, publish
+from minidiff.teach.show import COLORS, LINE, fitting, png, publish
 from minidiff.text import words
 
 if TYPE_CHECKING:
@@ -44,7 +47,8 @@ def studio(pipe: StableDiffusion, prompt: str, other: str = "", *, steps: int = 
     """A place to draw in: prompts, seed, sampler, steps and scale; the film while it is made; attention by word.
 
     Two prompts start from the same noise, one row each: the state, the guess, and, for a chosen word, where the U-Net
-    looks at it (grey: nowhere). Before the widget runs, a film of the first drawing stands in its place.
+    looks at it (grey: nowhere). Below are a map of both ways from the noise and the machine, its parts at work lit up.
+    Before the widget runs, a film of the first drawing stands in its place.
 
     Args:
         pipe: mini-sd or any other. prompt, other: to begin with; other may be empty. steps: to begin with.
@@ -124,6 +128,52 @@ class Drawing:
             draw.rectangle((0, LINE + (i + 1) * high - GAP + 2, bar, LINE + (i + 1) * high - 2), "#444444")
         return whole
 
+    @cached_property
+    def ways(self) -> tuple[Tensor, float]:
+        """All states in the plane that holds most of their spread, once all are there.
+
+        Returns:
+            (steps + 1, prompts, 2), states at unit variance along their first two principal components; and the share
+            of the spread that these hold.
+        """
+        states = torch.stack([step.x / math.hypot(*step.level[1:]) for step in self.steps]).flatten(2).double()
+        points = (states - states.mean((0, 1))).flatten(0, 1)
+        _, spread, axes = torch.linalg.svd(points, full_matrices=False)
+        share = float((spread[:2] ** 2).sum() / (spread**2).sum())
+        return (points @ axes[:2].T).unflatten(0, states.shape[:2]), share
+
+    def path(self, k: int, side: int = LARGE) -> Image.Image:
+        """A map of the `ways` of all states up to step k, a colour for each prompt."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        plane, share = self.ways
+        top = LINE * (len(self.prompts) + 1)
+        low, high = plane.amin((0, 1)), plane.amax((0, 1))
+        room = torch.tensor([2.0 * side - 60, 2.0 * (side - top) - 60])          # at twice the size, for smooth lines
+        places = (plane - (low + high) / 2) * (room / (high - low)).min() + torch.tensor([side, side + top])
+        whole = Image.new("RGB", (2 * side, 2 * side), "white")
+        draw, font = ImageDraw.Draw(whole), ImageFont.load_default(26)
+
+        def line(number: int, text: str, color: str) -> None:
+            draw.text((4, 2 * LINE * number), fitting(text, font, 2 * side - 8), color, font)
+
+        def dot(x: float, y: float, r: int, color: str) -> None:
+            draw.ellipse((x - r, y - r, x + r, y + r), color)
+
+        line(0, f"the way of each state: {share:.0%} of its spread is in this plane", "black")
+        for i, (prompt, color) in enumerate(zip(self.prompts, COLORS)):
+            line(i + 1, prompt, color)
+            way = [tuple(place) for place in places[:k + 1, i].tolist()]
+            draw.line(way, color, 5)
+            for place in way:
+                dot(*place, 5, color)
+            dot(*way[-1], 10, color)
+        x, y = places[0, 0].tolist()
+        dot(x, y, 10, "black")
+        left = x > side                                                          # where there is room for a word
+        draw.text((x - 14 if left else x + 14, y), "noise", "black", font, anchor="rm" if left else "lm")
+        return whole.resize((side, side), Image.Resampling.LANCZOS)
+
     def _lit(self, guess: Image.Image, k: int, i: int, word: str) -> Image.Image:
         """The guess of prompt i, grey where its word is not looked at; all white if the prompt lacks the word."""
         from PIL import Image
@@ -161,21 +211,27 @@ def _widget(drawing: Drawing, alt: str):
     narrow = w.Layout(width="3em")
     back, on = (w.Button(description=sign, tooltip=f"one step {way}", layout=narrow)
                 for sign, way in (("◀", "back"), ("▶", "forward")))
-    moment = w.IntSlider(len(drawing.steps) - 1, 0, len(drawing.steps) - 1, description="step",
-                         layout=w.Layout(width="min(420px, 98%)"))
-    play = w.Play(value=moment.value, max=moment.max, interval=150, tooltip="play step")
-    w.jslink((play, "value"), (moment, "value"))
-    image = w.Image(format="png", value=png(drawing.picture(moment.value, side=LARGE), fast=True))
-    image.layout.max_width, image.layout.align_self = "100%", "flex-start"
-    hidden = w.HTML(unseen(alt))
+    step = Control("step", list(range(len(drawing.steps))), len(drawing.steps) - 1)
+    moment, play = step.widget, player(step, 0.15)
+    moment.layout.width = "min(420px, 98%)"
+    image, ways = w.Image(format="png"), w.Image(format="png")
+    for each in (image, ways):
+        each.layout.max_width, each.layout.align_self = "100%", "flex-start"
+    name = f"machine-{uuid.uuid4().hex[:8]}"
+    machine, lit, hidden = w.HTML(alive(drawing.pipe, name)), w.HTML(), w.HTML()
     now: dict[str, Any] = {"drawing": drawing, "busy": False}
+
+    def at(k: int, last: int) -> None:
+        lit.value = light(name, ("text encoder",) if k == 0 else ("U-Net", "sampler") if k < last else ("VAE decoder",))
 
     def see(_: Any) -> None:
         drawn = now["drawing"]
-        k = min(moment.value, len(drawn.steps) - 1)
+        k, last = min(moment.value, len(drawn.steps) - 1), len(drawn.steps) - 1
         image.value = png(drawn.picture(k, word.value, LARGE), fast=True)
-        hidden.value = unseen(f"{' | '.join(drawn.prompts)}: state and guess after {k} of {len(drawn.steps) - 1} steps",
-                              'role="status" aria-live="polite"')
+        ways.value = png(drawn.path(k), fast=True)
+        at(k, last)
+        hidden.value = LIVE + unseen(f"{' | '.join(drawn.prompts)}: state and guess after {k} of {last} steps, and the "
+                                     "way there", 'role="status" aria-live="polite"')
 
     def redraw(_: Any) -> None:
         if now["busy"]:                                                      # a control that redraw itself has moved
@@ -189,14 +245,15 @@ def _widget(drawing: Drawing, alt: str):
                 "negative_prompt": texts["negative"].value or None})
             for k in new:
                 before = time.perf_counter()
+                at(k, steps.value)
                 if spent <= SHARE * (before - began):                        # to look costs as much as to draw
                     said.value = f"step {k} of {steps.value}"
                     image.value = png(new.picture(k, side=LARGE), fast=True)
                     spent += time.perf_counter() - before
             now["drawing"] = new
             last, chosen = len(new.steps) - 1, word.value
-            play.max = moment.max = last
-            play.value = moment.value = last
+            step.options = list(range(last + 1))
+            moment.max = moment.value = last
             word.options = [NOBODY, *new.words]
             word.value = chosen if chosen in word.options else NOBODY
             unknown = {each for one in prompts for each in unknown_words(one)} if drawing.pipe.text.width == 128 else ()
@@ -222,5 +279,7 @@ def _widget(drawing: Drawing, alt: str):
         control.observe(see, "value")
     for button, way in ((back, -1), (on, 1)):
         button.on_click(lambda _, way=way: setattr(moment, "value", min(max(moment.value + way, 0), moment.max)))
+    see(None)
+    below = w.HBox([ways, w.VBox([machine, lit])], layout=w.Layout(flex_flow="row wrap", overflow="hidden"))
     return w.VBox([pairs, *texts.values(), w.HBox([seed, sampler]), w.HBox([steps, scale]), w.HBox([draw, said]),
-                   w.HBox([play, back, moment, on]), word, hidden, image])
+                   w.HBox([play, back, moment, on]), word, hidden, image, below])

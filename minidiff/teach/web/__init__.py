@@ -21,10 +21,11 @@ MATH = ("jupyter_server_mathjax", "static", "mathjax")                      # pa
 REVEAL = ("sphinx_revealjs", "_static/revealjs", "reveal")
 NEEDED = {"mathjax": ("MathJax.js", "config", "extensions", "fonts", "jax"),
           "reveal": ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "plugin/notes", "LICENSE")}
+IDEA = re.compile(r"(?<!\*)\*([^*]+)\*(?!\*)")  # the first words in italics of a projector's cell
 TYPESET = """<script type="text/x-mathjax-config">MathJax.Hub.Config({
-tex2jax: {inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], processEscapes: true, skipTags: ["script", "style",
-"textarea", "pre", "code"]}, messageStyle: "none", showMathMenu: false, "HTML-CSS": {availableFonts: [], webFont: "STIX-Web",
-imageFont: null, linebreaks: {automatic: true}}, skipStartupTypeset: STARTUP})</script>
+    tex2jax: {inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], processEscapes: true},
+    messageStyle: "none", showMathMenu: false, skipStartupTypeset: STARTUP,
+    "HTML-CSS": {availableFonts: [], webFont: "STIX-Web", imageFont: null}})</script>
 <script src="mathjax/MathJax.js?config=TeX-AMS-MML_HTMLorMML-full"></script>"""
 
 
@@ -43,7 +44,7 @@ def pages(folder: str | Path, source: str | Path | None = None, *, overwrite: bo
 
     >>> import nbformat, tempfile
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One")]), f"{place}/01.ipynb")
+    ...     nbformat.write(nbformat.v4.new_notebook(), f"{place}/01.ipynb")
     ...     [page.name for page in pages(f"{place}/pages", place)]
     ['01.html']
     """
@@ -54,20 +55,21 @@ def slides(folder: str | Path, source: str | Path | None = None, *, overwrite: b
     """Write each notebook as slides: of its cells that are marked as slides, what they say and show.
 
     Code is hidden: the key C shows that of a slide. S opens the speaker's view, with the script of the cell that is
-    tagged `projector`; its pictures come row by row, its idea comes last. Slides that are too full are cut into several.
+    tagged `projector`; its pictures come row by row, its idea comes last. What is too much for one slide makes several.
 
     Args, Yields, Raises: as `pages`; reveal.js is needed too.
 
     >>> import nbformat, tempfile
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One")]), f"{place}/01.ipynb")
+    ...     nbformat.write(nbformat.v4.new_notebook(), f"{place}/01.ipynb")
     ...     [deck.name for deck in slides(f"{place}/slides", place)]
     ['01.html']
     """
     return _write(folder, source, overwrite, (MATH, REVEAL), deck)
 
 
-def _write(folder: str | Path, source: str | Path | None, overwrite: bool, beside: tuple, make: Callable) -> Iterator[Path]:
+def _write(folder: str | Path, source: str | Path | None, overwrite: bool, beside: tuple,
+           make: Callable) -> Iterator[Path]:
     """The files that `make` makes of notebooks, and what they need beside them."""
     import nbformat
 
@@ -121,7 +123,7 @@ def deck(book: NotebookNode, linked: list[str] = []) -> str:
     What is marked "skip" is left out with the unmarked cells after it. deck.js fits all into pages of one size.
     """
     stacks: list[list[list[str]]] = []
-    shown, idea = False, ""
+    shown = False
     for number, cell in enumerate(book.cells, 1):
         mark = cell.metadata.get("slideshow", {}).get("slide_type", "-")
         shown = shown if mark == "-" else mark != "skip"
@@ -134,29 +136,32 @@ def deck(book: NotebookNode, linked: list[str] = []) -> str:
         leaf = stacks[-1][-1]
         if mark == "notes":
             leaf.append(f'<aside class="notes">{markdown(cell.source)}</aside>')
-        elif "projector" in cell.metadata.get("tags", []) and (found := re.search(r"(?<!\*)\*([^*]+)\*(?!\*)", cell.source)):
+        elif "projector" in cell.metadata.get("tags", []) and (idea := IDEA.search(cell.source)):
             title, _, script = cell.source.partition("\n")
             leaf += [markdown(title), f'<aside class="notes">{markdown(script)}</aside>',
-                     f'<p class="idea">{markdown(found[1][0].upper() + found[1][1:])}</p>']
+                     f'<div class="idea">{markdown(idea[1][0].upper() + idea[1][1:])}</div>']
         else:
             leaf += pieces(cell, number, "fragment" if mark == "fragment" else "")
     sections = "\n".join("<section>" + "".join(f'<section>{"".join(leaf)}</section>' for leaf in stack) + "</section>"
                          for stack in stacks)
-    head = (f'{TYPESET.replace("STARTUP", "true")}\n<link rel="stylesheet" href="reveal/dist/reset.css">\n'
-            '<link rel="stylesheet" href="reveal/dist/reveal.css">\n<script src="reveal/dist/reveal.js"></script>\n'
-            '<script src="reveal/plugin/notes/notes.js"></script>')
-    body = (f'<main class="reveal"><div class="slides"></div></main>\n<div id="source">{_linked(sections, linked)}</div>\n'
-            f'<script>{(HERE / "deck.js").read_text(encoding="utf-8")}</script>')
-    return _document(book, body, "deck.css", head)
+    reveal = "".join(f'\n<link rel="stylesheet" href="reveal/dist/{name}.css">' for name in ("reset", "reveal"))
+    reveal += "".join(f'\n<script src="reveal/{name}.js"></script>' for name in ("dist/reveal", "plugin/notes/notes"))
+    body = (f'<main class="reveal"><div class="slides"></div></main>\n<div id="source">{_linked(sections, linked)}'
+            f"</div>\n<script>{_text('deck.js')}</script>")
+    return _document(book, body, "deck.css", TYPESET.replace("STARTUP", "true") + reveal)
 
 
 def _document(book: NotebookNode, body: str, style: str, head: str) -> str:
-    title = next((line.lstrip("# ") for cell in book.cells for line in cell.source.splitlines() if line.startswith("# ")), "")
+    lines = [line for cell in book.cells for line in cell.source.splitlines()]
+    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
     return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{html.escape(title)}</title>\n{head}\n"
-            f'<style>{(HERE / "common.css").read_text(encoding="utf-8")}{(HERE / style).read_text(encoding="utf-8")}</style>\n'
+            f"<title>{html.escape(title)}</title>\n{head}\n<style>\n{_text('common.css')}{_text(style)}</style>\n"
             f"</head>\n<body>\n{body}\n</body>\n</html>\n")
+
+
+def _text(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
 
 
 def pieces(cell: NotebookNode, number: int, name: str = "") -> list[str]:
@@ -184,7 +189,8 @@ def markdown(text: str) -> str:
     """
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-    text = MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(text).strip()
+    text = MarkdownWithMath(renderer=IPythonRenderer(escape=False, anchor_link_text="")).render(text).strip()
+    text = re.sub(r'<a class="anchor-link"[^>]*/>', "", text)
     text = text.replace("<table>", '<div class="wide" tabindex="0" role="group" aria-label="table"><table>')
     return text.replace("</table>", "</table></div>")
 
@@ -218,8 +224,9 @@ def output(out: NotebookNode, number: int) -> str:
         if kind in data:
             alt = html.escape(data.get("text/plain", "a picture"), quote=True)
             return f'<figure><img alt="{alt}" src="data:{kind};base64,{data[kind].strip()}"></figure>'
-    alive = any("widget-view" in kind for kind in data)
-    return "" if alive or "text/plain" not in data else scrolled(html.escape(data["text/plain"]), f"result of cell {number}")
+    if "text/plain" not in data or any("widget-view" in kind for kind in data):
+        return ""
+    return scrolled(html.escape(data["text/plain"]), f"result of cell {number}")
 
 
 def _linked(text: str, names: list[str]) -> str:

@@ -16,15 +16,14 @@ function blocks(section) {
             node = p;
         }
         if (node.nodeType !== 1 || node.tagName === "SCRIPT" && !node.type.startsWith("math/")) return;
-        const inside = fragment || node.classList.contains("fragment");
+        const inside = fragment || node.classList.contains("fragment") || node.matches(".idea");
         if (node.tagName === "DETAILS") { // the answer comes with the next key
-            const [summary, ...answer] = node.childNodes;
-            const question = document.createElement("p");
-            question.append(...(node.querySelector("summary") || document.createElement("p")).childNodes);
+            const question = document.createElement("p"), summary = node.querySelector("summary");
+            question.append(...summary.childNodes);
+            summary.remove();
             add(question, inside);
-            [...node.childNodes].filter(each => each.tagName !== "SUMMARY").forEach(each => add(each, true));
-        } else if (node.tagName === "DIV" && !node.matches(".code, .MathJax_Display") || node.matches("p.idea")) {
-            if (node.matches(".idea")) { node.classList.add("fragment"); found.push(node); return; }
+            [...node.childNodes].forEach(each => add(each, true));
+        } else if (node.tagName === "DIV" && !node.matches(".code, .idea, .MathJax_Display")) {
             [...node.childNodes].forEach(each => add(each, inside));
         } else {
             if (inside) node.classList.add("fragment");
