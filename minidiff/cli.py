@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-from minidiff.commands import bench, evaluate, grade, info, recipes, train
+from minidiff.commands import bench, evaluate, grade, info, recipes, train, web
 from minidiff.generate import DTYPES, EXAMPLE, generate, read_prompts, settings_of
 from minidiff.io.plain_text import one_line
 
@@ -152,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--csv", dest="csv_file", metavar="FILE", help="also write the marks there, for a spreadsheet")
     p.add_argument("--seconds", type=_real, default=300.0, help="stop a cell that takes longer (default 300)")
     p.add_argument("--overwrite", action="store_true", help="replace the file of --csv if it exists")
+
+    for kind, what in (("slides", "slides for a projector; C shows the code, S the speaker's notes"),
+                       ("pages", "web pages")):
+        p = command(kind, _web, f"write the notebooks as {what}; any browser opens them, without a network")
+        p.set_defaults(kind=kind)
+        p.add_argument("folder", metavar="FOLDER", help="gets an .html file for each notebook, and what they need")
+        p.add_argument("--source", metavar="NOTEBOOKS", help="a folder of notebooks (default: those that ship)")
+        p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     return top
 
 
@@ -389,6 +397,10 @@ def _lab(**options) -> None:
 
 def _grade(**options) -> None:
     print(grade(**options))
+
+
+def _web(**options) -> None:
+    print(f"{web(**options)} {options['kind']} in {options['folder']}")
 
 
 def _share(value) -> str:

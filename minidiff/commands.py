@@ -1,4 +1,4 @@
-"""What the command line does beside `generate`: train, evaluate, info, bench. Heavy modules are loaded when needed."""
+"""What the command line does beside `generate`. Heavy modules are loaded when needed."""
 from __future__ import annotations
 
 import json
@@ -117,3 +117,16 @@ def grade(folder: str | Path, *, csv_file: str | Path | None = None, seconds: fl
     if csv_file is not None:
         write_atomic(csv_file, as_csv(rows))
     return table(rows)
+
+
+def web(kind: str, folder: str | Path, *, source: str | Path | None = None, overwrite: bool = False) -> int:
+    """Write the notebooks as "pages" or as "slides", with a progress bar: `minidiff.teach.web`; returns how many.
+
+    Args:
+        folder, source, overwrite: see there, also for errors.
+    """
+    from tqdm import tqdm
+
+    from minidiff.teach import web
+
+    return len(list(tqdm(getattr(web, kind)(folder, source, overwrite=overwrite), desc=kind, delay=1.0, leave=False)))

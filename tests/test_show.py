@@ -145,9 +145,10 @@ def test_only_pictures_made_of_pixels_are_enlarged_as_pixels():
     def colours(side, width):
         picture = Image.new("RGB", (side, side), "black")
         picture.paste("white", (0, 0, side // 2, side))
-        return len(enlarged(picture, width).getcolors())
+        return len(enlarged(picture, width, smooth=True).getcolors())
 
     assert colours(16, 100) == colours(64, 128) == colours(100, 400) == 2 and colours(128, 256) > 2
+    assert enlarged(Image.new("RGB", (128, 128)), 256).width == 128       # a browser does that
 
 
 def torch_picture(grey):

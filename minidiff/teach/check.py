@@ -5,6 +5,8 @@ import copy
 import importlib
 import math
 import pkgutil
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +15,8 @@ import numpy as np
 import torch
 
 NOT_TRIED, RIGHT, WRONG = "○", "✓", "✗"
+COLORS = {RIGHT: 32, WRONG: 31}  # ANSI: green, red
+WIDE = 96  # characters that a line of a notebook has room for
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def check(name: str, f: Callable | Any) -> None:
     ✓ 01.1  alpha_bar from the betas
     """
     verdict = _session[name] = judge(name, f)
-    print(f"{verdict.mark} {name}  {verdict.sentence}")
+    _say(verdict.mark, name, verdict.sentence)
 
 
 def report() -> None:
@@ -119,11 +123,20 @@ def report() -> None:
     for notebook in sorted({name.partition(".")[0] for name in _session}):
         for name, exercise in exercises(notebook).items():
             verdict = _session.get(name, Verdict(NOT_TRIED, "not attempted yet"))
-            print(f"{verdict.mark} {name}  {exercise.title}")
+            _say(verdict.mark, name, exercise.title)
 
 
 check.report = report
 _session: dict[str, Verdict] = {}  # the last verdict of each exercise
+
+
+def _say(mark: str, name: str, sentence: str) -> None:
+    """A line, or several that break between words; its mark is in colour in a notebook."""
+    text = textwrap.fill(f"{mark} {name}  {sentence}", WIDE, subsequent_indent=8 * " ", break_long_words=False,
+                         break_on_hyphens=False)
+    if mark in COLORS and "IPython" in sys.modules and sys.modules["IPython"].get_ipython():
+        text = f"\x1b[1;{COLORS[mark]}m{mark}\x1b[0m{text[1:]}"
+    print(text)
 
 
 class _Stopped(str):

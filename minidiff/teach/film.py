@@ -98,11 +98,17 @@ def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: 
                          + ", ".join(f"{w}×{h}" for w, h in sorted(sizes)))
     each = round(1000 * seconds / max(1, len(frames) - 1) / 10) * 10  # GIF counts in hundredths of a second
     durations = [each] * (len(frames) - 1) + [round(1000 * hold)]
-    options = {"quality": 60, "method": 5} if suffix.lower() == ".webp" else {}
-    data = io.BytesIO()
-    frames[0].save(data, FORMATS[suffix.lower()], save_all=True, append_images=frames[1:], duration=durations,
-                   loop=0, **options)
-    return data.getvalue()
+
+    def file(frames: Sequence[Image.Image], **options) -> bytes:
+        data = io.BytesIO()
+        frames[0].save(data, FORMATS[suffix.lower()], save_all=True, append_images=frames[1:], duration=durations,
+                       loop=0, **options)
+        return data.getvalue()
+
+    if suffix.lower() != ".webp":
+        return file(frames)
+    few = [frame.quantize(256, kmeans=0, dither=0).convert("RGB") for frame in frames]   # smaller, of pixels or lines
+    return min(file(frames, quality=60, method=5), file(few, lossless=True, method=4), key=len)
 
 
 def _narrow(picture: Image.Image) -> Image.Image:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from minidiff.teach.check import NOT_TRIED, RIGHT, WRONG, exercises
 from minidiff.values import number
 
-LINE = re.compile(rf"^([{NOT_TRIED}{RIGHT}{WRONG}]) (\d\d\.\d+) ", re.MULTILINE)  # of a check, or of its report
+# of a check, or of its report, in colour or not
+LINE = re.compile(rf"^(?:\x1b\[[\d;]+m)?([{NOT_TRIED}{RIGHT}{WRONG}])(?:\x1b\[0m)? (\d\d\.\d+) ", re.MULTILINE)
 LAST = "from minidiff.teach import check; check.report()"
 
 

@@ -86,7 +86,7 @@ def _rows(pictures: list, alt: str, rows: list[str], names: Sequence[str] | None
     font = ImageFont.load_default(13)
     left = 10 + math.ceil(min(max(map(font.getlength, rows)), 150))
     room = ((width or 790) - left) // n - GAP
-    pictures = [enlarged(plain(picture), room) for picture in pictures]
+    pictures = [enlarged(plain(picture), room, smooth=True) for picture in pictures]
     wide, high = pictures[0].size
     strips = []
     for i, name in enumerate(rows):
@@ -116,7 +116,7 @@ def labelled(picture: Image.Image, name: str) -> Image.Image:
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    picture = enlarged(plain(picture), READABLE)
+    picture = enlarged(plain(picture), READABLE, smooth=True)
     whole = Image.new("RGB", (picture.width, picture.height + LINE), "white")
     whole.paste(picture, (0, LINE))
     font = ImageFont.load_default(13)
@@ -124,19 +124,24 @@ def labelled(picture: Image.Image, name: str) -> Image.Image:
     return whole
 
 
-def enlarged(picture: Image.Image, width: int) -> Image.Image:
-    """A picture at least so wide. Its pixels stay squares if it is made of them: small, or enlarged many times.
+def enlarged(picture: Image.Image, width: int, *, smooth: bool = False) -> Image.Image:
+    """A picture made of pixels, at least so wide and its pixels squares; others as they are: browsers enlarge them.
+
+    Made of pixels is what is small, or would be enlarged many times.
+
+    Args:
+        smooth: enlarge others too.
 
     >>> from PIL import Image
-    >>> enlarged(Image.new("RGB", (40, 30)), 100).size, enlarged(Image.new("RGB", (400, 300)), 100).size
-    ((120, 90), (400, 300))
+    >>> enlarged(Image.new("RGB", (40, 30)), 100).size, enlarged(Image.new("RGB", (90, 90)), 100).size
+    ((120, 90), (90, 90))
     """
     from PIL import Image
 
     scale = -(-width // picture.width)
-    if scale <= 1:
-        return picture
     hard = min(picture.size) <= PIXELS or scale >= 4
+    if scale <= 1 or not (hard or smooth):
+        return picture
     return picture.resize((scale * picture.width, scale * picture.height),
                           Image.Resampling.NEAREST if hard else Image.Resampling.BICUBIC)
 
@@ -231,9 +236,10 @@ def small(data: bytes) -> bytes:
 
 def webp(data: bytes) -> bytes:
     """A PNG file as WebP that looks the same: a quarter of the size."""
-    file = io.BytesIO()
-    opened(data).save(file, "WEBP", quality=95, method=5)
-    return file.getvalue()
+    files = io.BytesIO(), io.BytesIO()
+    for file, options in zip(files, ({"quality": 95, "method": 5}, {"lossless": True, "method": 4})):
+        opened(data).save(file, "WEBP", **options)
+    return min((file.getvalue() for file in files), key=len)
 
 
 def light(data: bytes) -> bytes:

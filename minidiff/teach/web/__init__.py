@@ -71,15 +71,13 @@ def slides(folder: str | Path, source: str | Path | None = None, *, overwrite: b
 def _write(folder: str | Path, source: str | Path | None, overwrite: bool, beside: tuple,
            make: Callable) -> Iterator[Path]:
     """The files that `make` makes of notebooks, and what they need beside them."""
-    import nbformat
-
     source = notebooks_dir() if source is None else Path(source)
     books = sorted(source.glob("*.ipynb"))
     if not books:
         raise FileNotFoundError(f"there is no notebook in {source}")
-    if missing := [name for name, *_ in beside if find_spec(name) is None]:
-        packages = " ".join(missing).replace("_", "-")
-        raise ValueError(f"{packages} is not installed; pip install -r requirements.txt, or {packages}")
+    if missing := [name for name in ("nbconvert", *(name for name, *_ in beside)) if find_spec(name) is None]:
+        raise ValueError(f"{missing[0].replace('_', '-')} is not installed; pip install -r requirements.txt, or "
+                         "'minidiff[web]'")
     folder = Path(folder)
     files = [folder / f"{book.stem}.html" for book in books]
     check_writable(files, overwrite)
@@ -88,6 +86,8 @@ def _write(folder: str | Path, source: str | Path | None, overwrite: bool, besid
             _copy(Path(find_spec(package).submodule_search_locations[0]) / inside / part, folder / name / part)
 
     def run() -> Iterator[Path]:
+        import nbformat
+
         for book, file in zip(books, files):
             write_atomic(file, make(nbformat.read(book, 4), linked=[other.name for other in books]))
             yield file

@@ -74,7 +74,19 @@ function enlarge(figure, page) {
     return scale >= 0.6 * alone;
 }
 
-// A formula that is too wide becomes smaller.
+// Formulas that are too wide: those that stand side by side come below each other.
+async function stackFormulas(source) {
+    for (const formula of MathJax.Hub.getAllJax(source)) {
+        const shown = document.getElementById(`${formula.inputID}-Frame`), parts = formula.originalText.split("\\qquad");
+        if (parts.length < 2 || shown.getBoundingClientRect().width <= WIDE) continue;
+        const tag = (formula.originalText.match(/\\tag\{[^}]*\}/) || [""])[0];
+        const lines = parts.map(part => part.replace(tag, "")).join(" \\\\[4pt] ");
+        const text = `\\begin{gathered} ${lines} \\end{gathered} ${tag}`;
+        await new Promise(done => MathJax.Hub.Queue(["Text", formula, text], done));
+    }
+}
+
+// A formula that is still too wide becomes smaller.
 function narrow(block) {
     for (const formula of block.querySelectorAll(".MathJax_Display > .MathJax")) {
         const wide = formula.getBoundingClientRect().width;
@@ -144,7 +156,8 @@ function paginate(section, measure) {
 function asFragments(section) { // of the projector's cell: a row of its picture at a time, and its idea at the end
     const idea = section.querySelector(".idea");
     if (!idea) return;
-    section.querySelectorAll("figure img, .output pre").forEach(each => each.classList.add("fragment"));
+    for (const each of section.querySelectorAll("figure img, .output pre, :scope > p, :scope > ul, :scope > ol"))
+        each.classList.add("fragment");
     section.append(idea);
 }
 
@@ -161,6 +174,7 @@ async function start() {
     const source = document.getElementById("source");
     await Promise.all([...source.querySelectorAll("img")].map(image => image.decode().catch(() => {})));
     await new Promise(done => MathJax.Hub.Queue(["Typeset", MathJax.Hub, source], done));
+    await stackFormulas(source);
     const measure = document.createElement("div"), slides = document.querySelector(".slides");
     source.before(measure);
     for (const stack of source.children) {
