@@ -147,3 +147,21 @@ def test_a_loss_from_which_nothing_can_learn_is_refused(cut):
     assert said.mark == WRONG and "the number is right, but nothing leads back from it to the weights" in said.sentence
     with_no_grad = judge("03.1", torch.no_grad()(lambda *row: right(*row)))
     assert with_no_grad == said
+
+
+def test_marks_are_in_colour_in_a_notebook_and_lines_break_between_words(monkeypatch, capsys):
+    from unittest.mock import MagicMock
+
+    import IPython
+
+    from minidiff.teach.grade import LINE
+
+    check("01.1", lambda betas: torch.ones(3, 3))
+    plain = capsys.readouterr().out
+    monkeypatch.setattr(IPython, "get_ipython", MagicMock())
+    check("01.1", lambda betas: torch.ones(3, 3))
+    check("01.1", lambda betas: (1 - betas).cumprod(0))
+    wrong, right = capsys.readouterr().out.split("\x1b[1;32m")
+    assert wrong == plain.replace("✗", "\x1b[1;31m✗\x1b[0m") and right.startswith("✓\x1b[0m 01.1  ")
+    assert len(plain.splitlines()) > 1 and all(len(line) <= 96 for line in plain.splitlines())
+    assert LINE.findall(wrong) == LINE.findall(plain) == [("✗", "01.1")]

@@ -10,7 +10,7 @@ import torch
 from minidiff.io.images import contact_sheet
 from minidiff.teach import film, show, style
 from minidiff.teach.film import as_film, encode
-from minidiff.teach.show import _view, enlarged, lossless, png
+from minidiff.teach.show import _view, enlarged, packed, png
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_picture_comes_with_its_description_as_html_and_as_png(shown):
     (bundle,) = shown
     assert 'alt="a &quot;red&quot; house &amp; &lt;more&gt;"' in bundle["text/html"]
     assert 'width="64"' in bundle["text/html"] and "<script" not in bundle["text/html"]
-    assert bundle["image/png"] in bundle["text/html"] and pixels(bundle["image/png"]).size == (64, 64)
+    assert bundle["image/png"] in bundle["text/html"] and pixels(bundle["image/png"]).size == (32, 32)
     assert bundle["text/plain"] == 'a "red" house & <more>'
 
 
@@ -71,7 +71,7 @@ def test_a_figure_keeps_its_rare_colours():
     walks = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)).cumsum(0) / 20
     ax.plot(torch.linspace(0, 1, 500), walks, color="white", linewidth=0.6)
     exact = png(fig)
-    files = io.BytesIO(exact), io.BytesIO(lossless(exact))
+    files = io.BytesIO(exact), io.BytesIO(packed(exact))
     wanted, got = (torch.tensor(list(Image.open(data).convert("RGB").tobytes())) for data in files)
     assert (got - wanted).abs().max() < 80
 

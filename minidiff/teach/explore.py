@@ -13,7 +13,7 @@ from typing import Any
 from minidiff.teach.film import as_film, thin
 from minidiff.teach.show import png, publish, small
 
-STORED = 12   # frames at most of the film that stands in for the widget
+STORED = 9   # frames at most of the film that stands in for the widget
 PAUSE = 0.05  # seconds between two pictures while a slider is dragged
 # Where a widget lives, the film that is stored for it makes room.
 LIVE = "<style>" + ",".join(f"{cell}:has(.minidiff-live) .minidiff-stored" for cell in (

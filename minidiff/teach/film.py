@@ -11,7 +11,7 @@ import torch
 
 from minidiff.io.images import contact_sheet, plain
 from minidiff.io.write import write_atomic
-from minidiff.teach.show import labelled, opened, png, publish
+from minidiff.teach.show import READABLE, enlarged, labelled, of_pixels, opened, png, publish
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GAP = 8  # pixels between the two pictures of a frame, and the height of its bar
 FORMATS = {".png": "PNG", ".gif": "GIF", ".webp": "WEBP"}
 STRIP, NARROW = 6, 210  # frames of the strip that stands for a film, and the width of each in pixels
+NOISY = 16  # frames at most of a film of pixels
 FRAMES = 25  # noise does not compress: so many 64×64 frames are 0.05–0.15 MB as WebP
 
 
@@ -46,8 +47,15 @@ def film(frames: Sequence, alt: str, *, names: Sequence[str] | None = None, widt
     names = [f"{i} of {len(frames) - 1}" for i in range(len(frames))] if names is None else list(names)
     if len(names) != len(frames) or not frames:
         raise ValueError(f"a film needs a frame, and a name for each; there are {len(frames)} and {len(names)}")
-    named = [(opened(png(frame, width=width, fast=True)), name) for frame, name in thin(list(zip(frames, names)))]
-    pictures = [labelled(*each) for each in named]
+    pictures = [opened(png(frame, fast=True)) for frame in frames]
+    room = max(READABLE, (width or 0) // 2)
+    if of_pixels(pictures[0], room):                                     # few colours, and squares of a whole number of
+        few = thin(list(zip(pictures, names)), NOISY)                    # pixels: noise takes much room
+        named = [(picture.quantize(64, kmeans=0, dither=0).convert("RGB"), name) for picture, name in few]
+        pictures = [labelled(enlarged(picture, max(room, 4 * picture.width)), name) for picture, name in named]
+    else:
+        named = thin(list(zip(pictures, names)))
+        pictures = [labelled(*each) for each in named]
     strip = contact_sheet([labelled(_narrow(picture), name) for picture, name in thin(named, STRIP)], 3, gap=4)
     if len(pictures) == 1:
         publish(png(pictures[0]), "image/png", alt, png(pictures[0]), width)

@@ -62,7 +62,7 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
     if hasattr(what, "savefig"):
         large = png(what)
         still = halved(large)
-        return publish(lossless(large), "image/webp", alt, still, width or opened(still).width)
+        return publish(packed(large), "image/webp", alt, still, width or opened(still).width)
     if names is not None or rows is not None:
         pictures = to_pil(what.clamp(0, 1)) if isinstance(what, torch.Tensor) else list(what)
         if rows is not None:
@@ -124,10 +124,13 @@ def labelled(picture: Image.Image, name: str) -> Image.Image:
     return whole
 
 
+def of_pixels(picture: Image.Image, width: int) -> bool:
+    """Whether a picture shows its pixels as squares when it is enlarged: a small one, or one enlarged many times."""
+    return min(picture.size) <= PIXELS or width > 3 * picture.width
+
+
 def enlarged(picture: Image.Image, width: int, *, smooth: bool = False) -> Image.Image:
     """A picture made of pixels, at least so wide and its pixels squares; others as they are: browsers enlarge them.
-
-    Made of pixels is what is small, or would be enlarged many times.
 
     Args:
         smooth: enlarge others too.
@@ -138,8 +141,7 @@ def enlarged(picture: Image.Image, width: int, *, smooth: bool = False) -> Image
     """
     from PIL import Image
 
-    scale = -(-width // picture.width)
-    hard = min(picture.size) <= PIXELS or scale >= 4
+    scale, hard = -(-width // picture.width), of_pixels(picture, width)
     if scale <= 1 or not (hard or smooth):
         return picture
     return picture.resize((scale * picture.width, scale * picture.height),
@@ -165,7 +167,7 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
     """The PNG file of what `show` shows.
 
     Args:
-        width: pictures that are smaller are `enlarged`.
+        width: in the page; pictures of less than half of it are `enlarged`, browsers do the rest.
         fast: packed quickly, for a picture that is looked at and not stored: several times as large; a figure is drawn
             at its own size.
 
@@ -193,10 +195,10 @@ def png(what: Figure | Image.Image | torch.Tensor | list, columns: int | None = 
             raise ValueError("there is no picture to show")
         n = columns or len(what)
         if width:
-            what = [enlarged(plain(picture), width // n - GAP) for picture in what]
+            what = [enlarged(plain(picture), width // 2 // n) for picture in what]
         what = contact_sheet(list(what), n, gap=GAP)
     else:
-        what = enlarged(plain(what), width or 0)
+        what = enlarged(plain(what), (width or 0) // 2)
     what.save(file, "PNG", **({"compress_level": 1} if fast else {"optimize": True}))
     return file.getvalue()
 
@@ -217,14 +219,22 @@ def halved(data: bytes) -> bytes:
     return light(file.getvalue())
 
 
-def lossless(data: bytes) -> bytes:
-    """A figure as WebP in 256 colours."""
+def packed(data: bytes) -> bytes:
+    """A figure as WebP: in 256 colours, or with small losses where that is shorter."""
     from PIL import Image
 
-    file = io.BytesIO()
-    opened(data).quantize(256, kmeans=1, dither=Image.Dither.NONE).convert("RGB").save(
-        file, "WEBP", lossless=True, method=4)
-    return file.getvalue()
+    picture = opened(data)
+    few = picture.quantize(256, kmeans=1, dither=Image.Dither.NONE).convert("RGB")
+    return _shortest((few, {"lossless": True, "method": 4}), (picture, {"quality": 90, "method": 5}))
+
+
+def _shortest(*forms: tuple[Image.Image, dict]) -> bytes:
+    """Of several WebP files the shortest."""
+    files = []
+    for picture, options in forms:
+        picture.save(file := io.BytesIO(), "WEBP", **options)
+        files.append(file.getvalue())
+    return min(files, key=len)
 
 
 def small(data: bytes) -> bytes:
@@ -236,10 +246,8 @@ def small(data: bytes) -> bytes:
 
 def webp(data: bytes) -> bytes:
     """A PNG file as WebP that looks the same: a quarter of the size."""
-    files = io.BytesIO(), io.BytesIO()
-    for file, options in zip(files, ({"quality": 95, "method": 5}, {"lossless": True, "method": 4})):
-        opened(data).save(file, "WEBP", **options)
-    return min((file.getvalue() for file in files), key=len)
+    picture = opened(data)
+    return _shortest((picture, {"quality": 95, "method": 5}), (picture, {"lossless": True, "method": 4}))
 
 
 def light(data: bytes) -> bytes:

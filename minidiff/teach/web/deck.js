@@ -153,19 +153,19 @@ function paginate(section, measure) {
     });
 }
 
-function asFragments(section) { // of the projector's cell: a row of its picture at a time, and its idea at the end
+function asFragments(section) { // of the projector's cell: its pictures row by row, then what it prints, then its idea
     const idea = section.querySelector(".idea");
     if (!idea) return;
     for (const each of section.querySelectorAll("figure img, .output pre, :scope > p, :scope > ul, :scope > ol"))
         each.classList.add("fragment");
-    section.append(idea);
+    section.append(...section.querySelectorAll(":scope > .output:has(> pre)"), idea);
 }
 
 function showCode() {
     const dialog = document.querySelector("dialog");
     if (dialog.open) return dialog.close();
-    const code = Reveal.getCurrentSlide().querySelectorAll(".code > pre");
-    dialog.replaceChildren(...[...code].map(pre => pre.cloneNode(true)));
+    const code = Reveal.getCurrentSlide().querySelectorAll(".code");
+    dialog.replaceChildren(...[...code].map(each => each.cloneNode(true)));
     if (!code.length) dialog.textContent = "This slide has no code.";
     dialog.showModal();
 }
