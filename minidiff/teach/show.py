@@ -6,6 +6,8 @@ import html
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,13 +79,13 @@ def show(what: Figure | Image.Image | torch.Tensor | list, alt: str, *, width: i
 
 def _rows(pictures: list, alt: str, rows: list[str], names: Sequence[str] | None, width: int | None) -> None:
     """Rows of pictures with their names, each row a picture file of its own."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     n = len(pictures) // max(len(rows), 1)
     if not pictures or len(pictures) != n * len(rows) or names is not None and len(names) != n:
         raise ValueError(f"there are {len(pictures)} pictures, but {len(rows)} rows"
                          + (f" and {len(names)} columns" if names is not None else ""))
-    font = ImageFont.load_default(13)
+    font = letters(13)
     left = 10 + math.ceil(min(max(map(font.getlength, rows)), 150))
     room = ((width or 790) - left) // n - GAP
     pictures = [enlarged(plain(picture), room, smooth=True) for picture in pictures]
@@ -114,12 +116,12 @@ def labelled(picture: Image.Image, name: str) -> Image.Image:
     >>> labelled(Image.new("RGB", (40, 30)), "t = 500").size
     (160, 138)
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     picture = enlarged(plain(picture), READABLE, smooth=True)
     whole = Image.new("RGB", (picture.width, picture.height + LINE), "white")
     whole.paste(picture, (0, LINE))
-    font = ImageFont.load_default(13)
+    font = letters(13)
     ImageDraw.Draw(whole).text((2, 1), fitting(name, font, picture.width - 4), "black", font)
     return whole
 
@@ -148,11 +150,26 @@ def enlarged(picture: Image.Image, width: int, *, smooth: bool = False) -> Image
                           Image.Resampling.NEAREST if hard else Image.Resampling.BICUBIC)
 
 
+@cache
+def letters(size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib's font, which has Greek and fractions too; Pillow's own where there is no matplotlib.
+
+    >>> letters(13).getlength("λ = ½") > 20
+    True
+    """
+    from PIL import ImageFont
+
+    try:
+        import matplotlib
+    except ImportError:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
 def fitting(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """A text on one line of so many pixels, its end cut off where it is too long.
 
-    >>> from PIL import ImageFont
-    >>> fitting("a large red house on the left", ImageFont.load_default(13), 100).endswith(" …")
+    >>> fitting("a large red house on the left", letters(13), 100).endswith(" …")
     True
     """
     if font.getlength(text) <= width:

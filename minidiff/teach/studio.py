@@ -19,7 +19,7 @@ from minidiff.samplers import SAMPLERS, Step
 from minidiff.teach.diagram import alive, light
 from minidiff.teach.explore import LIVE, Control, player, unseen
 from minidiff.teach.film import as_film, thin
-from minidiff.teach.show import COLORS, LINE, fitting, png, publish
+from minidiff.teach.show import COLORS, LINE, fitting, letters, png, publish
 from minidiff.text import words
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Drawing:
         Args:
             side: width of each picture, in pixels.
         """
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
 
         (_, alpha, sigma), x, x0 = self.steps[k]
         norm, n = math.hypot(alpha, sigma), len(x)
@@ -112,7 +112,7 @@ class Drawing:
                    "guess of the end": guesses}
         if word != NOBODY:
             columns[f"where “{word}” is looked at"] = [self._lit(guess, k, i, word) for i, guess in enumerate(guesses)]
-        high, font = size[1] + LINE + GAP, ImageFont.load_default(13)
+        high, font = size[1] + LINE + GAP, letters(13)
         whole = Image.new("RGB", (len(columns) * (side + GAP) - GAP, LINE + n * high), "white")
         draw = ImageDraw.Draw(whole)
         for place, (name, pictures) in enumerate(columns.items()):
@@ -144,7 +144,7 @@ class Drawing:
 
     def path(self, k: int, side: int = LARGE) -> Image.Image:
         """A map of the `ways` of all states up to step k, a colour for each prompt."""
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
 
         plane, share = self.ways
         top = LINE * (len(self.prompts) + 1)
@@ -152,7 +152,7 @@ class Drawing:
         room = torch.tensor([2.0 * side - 60, 2.0 * (side - top) - 60])          # at twice the size, for smooth lines
         places = (plane - (low + high) / 2) * (room / (high - low)).min() + torch.tensor([side, side + top])
         whole = Image.new("RGB", (2 * side, 2 * side), "white")
-        draw, font = ImageDraw.Draw(whole), ImageFont.load_default(26)
+        draw, font = ImageDraw.Draw(whole), letters(26)
 
         def line(number: int, text: str, color: str) -> None:
             draw.text((4, 2 * LINE * number), fitting(text, font, 2 * side - 8), color, font)
