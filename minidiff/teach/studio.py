@@ -199,7 +199,7 @@ def _widget(drawing: Drawing, alt: str):
     texts = {name: w.Text(value=value, description=label, layout=wide, style=style, continuous_update=False)
              for name, value, label in (("prompt", prompt, "prompt"), ("other", second, "second prompt"),
                                         ("negative", "", "negative"))}
-    pairs = w.Dropdown(options=[("(your own)", None), *((name, pair) for name, *pair in PAIRS)], description="examples",
+    pairs = w.Dropdown(options=[("(your own)", ()), *((name, pair) for name, *pair in PAIRS)], description="examples",
                        layout=wide, style=style)
     seed, steps = w.IntText(0, description="seed", style=style), w.IntSlider(
         len(drawing.steps) - 1, 1, 50, description="steps", style=style, continuous_update=False)
