@@ -128,7 +128,7 @@ def test_a_slider_tells_its_value_where_its_values_are_even(options, kind):
     control = Control("t", options, options[0])
     assert type(control.widget) is kind
     for n, value in enumerate(options):
-        control.index = n
+        control.choose(n)
         assert control.index == n and control.value == value            # its own value, not one that is nearly it
         if kind is not widgets.SelectionSlider:
             assert control.widget.value == pytest.approx(value) if kind is not widgets.Dropdown else value

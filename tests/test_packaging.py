@@ -99,8 +99,9 @@ def test_the_wheel_holds_every_module_weight_and_notebook(wheel):
                  for path in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
     assert Path("minidiff/_notebooks/01_forward_noising.ipynb") in notebooks
     files = {path.relative_to(wheel) for path in wheel.rglob("*") if path.is_file()}
-    assert modules | weights | notebooks <= files
-    extra = {path for path in files - modules - weights - notebooks if ".dist-info" not in path.parts[0]}
+    looks = {Path("minidiff/teach/web") / name for name in ("common.css", "page.css", "deck.css", "deck.js")}
+    assert modules | weights | notebooks | looks <= files
+    extra = {path for path in files - modules - weights - notebooks - looks if ".dist-info" not in path.parts[0]}
     assert {path.parts[1] for path in extra} == {"_weights"}
     assert {path.suffix for path in extra} == {".json", ".txt"}  # configs and vocabularies: no logs, pictures, READMEs
 
@@ -187,7 +188,7 @@ def test_every_library_that_the_package_imports_is_declared():
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
     imported = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"minidiff"}
     available = {{"pillow": "PIL"}.get(bound.name, bound.name) for bound in declared()}
-    elsewhere = {"IPython", "huggingface_hub"}  # IPython comes with ipykernel; the other only where download=True
+    elsewhere = {"IPython", "huggingface_hub", "pygments"}  # with ipykernel; only where download=True; with nbconvert
     assert "torch" in imported and imported <= available | elsewhere
 
 

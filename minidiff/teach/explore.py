@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import pairwise
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minidiff.teach.film import as_film, thin
 from minidiff.teach.show import png, publish, small
+
+if TYPE_CHECKING:
+    from ipywidgets import ToggleButton
 
 STORED = 9   # frames at most of the film that stands in for the widget
 PAUSE = 0.05  # seconds between two pictures while a slider is dragged
@@ -128,6 +131,9 @@ class Control:
     """A menu or slider over some values.
 
     Numbers in equal steps get a slider that tells screen readers its value; one over others knows only places.
+
+    Args:
+        name: what stands before it. options: the values. value: which to begin with.
     """
 
     def __init__(self, name: str, options: list, value: Any):
@@ -148,20 +154,22 @@ class Control:
 
     @property
     def index(self) -> int:
+        """The place of its value among the options."""
         if self.plain:
             return round((self.widget.value - self.options[0]) / (self.options[1] - self.options[0]))
         return self.widget.index
 
-    @index.setter
-    def index(self, n: int) -> None:
+    def choose(self, n: int) -> None:
+        """Move it to option number n."""
         self.widget.value = self.options[n]
 
     @property
     def value(self) -> Any:
+        """The option that is chosen."""
         return self.options[self.index]
 
 
-def player(control: Control, seconds: float = 0.25):
+def player(control: Control, seconds: float = 0.25) -> ToggleButton:
     """A button that moves a control on to its end, again and again, while it is pressed down."""
     import ipywidgets as w
 
@@ -170,7 +178,7 @@ def player(control: Control, seconds: float = 0.25):
 
     async def run() -> None:
         while button.value:
-            control.index = (control.index + 1) % len(control.options)
+            control.choose((control.index + 1) % len(control.options))
             await asyncio.sleep(seconds)
 
     def toggle(change: Any) -> None:
@@ -237,7 +245,7 @@ def _clickable(image: Any, across: Control, down: Control, area: tuple[float, ..
     def button(i: int, j: int) -> w.Button:
         one = w.Button(layout=layout, style=style, tabbable=False, tooltip=", ".join(
             f"{control.widget.description} {control.options[n]}" for control, n in ((across, i), (down, j))))
-        one.on_click(lambda _: (setattr(across, "index", i), setattr(down, "index", j)))
+        one.on_click(lambda _: (across.choose(i), down.choose(j)))
         return one
 
     wide, high = len(across.options), len(down.options)
