@@ -45,14 +45,15 @@ def serve(tmp_path):
     """Opens cells as the first notebook in JupyterLab, as `minidiff lab` does; returns its address."""
     servers = []
 
-    def start(cells: list) -> str:
+    def start(cells: list, hook: bool = True) -> str:
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # else JupyterLab asks for one
         nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "mine" / lab.FIRST)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        command = [*lab.command(tmp_path / "mine", browser=False), "--expose-app-in-browser", "--allow-root",
-                   "--IdentityProvider.token=t", f"--ServerApp.port={port}"]
+        command = [part for part in lab.command(tmp_path / "mine", browser=False) if hook or "hook" not in part]
+        command += ["--expose-app-in-browser", "--allow-root", "--IdentityProvider.token=t",
+                    f"--ServerApp.port={port}"]
         own = {name: str(tmp_path / name) for name in (
             "JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")}
         settings = tmp_path / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "notebook-extension"
@@ -120,8 +121,9 @@ def test_an_arrow_key_moves_the_picture_and_nothing_leaves_the_machine(cells, se
     assert page.errors == []
 
 
-def test_a_saved_notebook_opened_again_shows_the_film_and_how_to_move_it(serve, page):
-    goto(page, serve([new_code_cell(TINY)]))
+@pytest.mark.parametrize("hook", [True, False], ids=["minidiff lab", "jupyter lab"])
+def test_a_saved_notebook_opened_again_shows_the_film_and_how_to_move_it(hook, serve, page):
+    goto(page, serve([new_code_cell(TINY)], hook))
     run_all(page)
     assert not page.locator("figure.minidiff-stored").is_visible()        # the widget stands in its place
     page.evaluate(SAVE_AND_STOP)
@@ -129,7 +131,10 @@ def test_a_saved_notebook_opened_again_shows_the_film_and_how_to_move_it(serve, 
     page.reload()
     film = page.wait_for_selector("figure:has(img[alt='a square of some red'])")
     assert film.is_visible() and "Run this cell" in film.inner_text()
-    assert page.locator(".jp-OutputArea-child").count() == 1 and page.errors == []
+    if not hook:                                                         # the widget was saved, and has ended
+        page.wait_for_selector(".jupyter-widgets", state="attached")
+    assert [each.is_visible() for each in page.locator(".jp-OutputArea-child").all()] == [True] + [False] * (not hook)
+    assert "not found" not in page.locator(".jp-OutputArea").inner_text() and (page.errors == [] or not hook)
 
 
 PLACE = """from PIL import Image
@@ -178,6 +183,51 @@ def test_the_studio_draws_what_is_typed_and_its_slider_goes_back(serve, page):
     moved_by(page.get_by_role("button", name="play").click)
     assert page.asked and [url for url in page.asked if not LOCAL.match(url)] == []
     assert page.errors == []
+
+
+NAMED = """() => { const at = document.activeElement;
+    const label = at.labels?.[0] || at.closest('.widget-inline-hbox')?.querySelector('label');
+    return at.getAttribute('aria-label') || at.title || at.innerText || label?.textContent || ''; }"""
+
+
+def test_the_studio_by_keys_alone(serve, page):
+    """Each stop of the Tab key has a name; a prompt is typed, steps are walked, the machine says what it does."""
+    goto(page, serve([new_code_cell(STUDIO)]))
+    picture = run_all(page)
+
+    def moved_by(act) -> None:
+        before = picture.get_attribute("src")
+        act()
+        page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
+        page.wait_for_function(IDLE)
+        page.wait_for_timeout(500)
+
+    def tab_to(name: str) -> None:
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            stops.append(page.evaluate(NAMED).strip())
+            if stops[-1].startswith(name):
+                return
+        raise AssertionError(f"{name} is not among {stops}")
+
+    stops: list[str] = []
+    page.locator(".widget-dropdown select").first.focus()
+    tab_to("prompt")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("a blue boat, sea, night")
+    moved_by(lambda: page.keyboard.press("Enter"))
+    tab_to("guidance")
+    moved_by(lambda: page.keyboard.press("ArrowLeft"))
+    for name, key in (("draw", "Enter"), ("play", "Space")):
+        tab_to(name)
+        moved_by(lambda key=key: page.keyboard.press(key))
+    page.keyboard.press("Space")                                         # and it stops
+    page.wait_for_timeout(1500)
+    tab_to("step")
+    moved_by(lambda: page.keyboard.press("ArrowLeft"))
+    tab_to("the U-Net")
+    assert page.get_by_text("estimates the noise in the state").is_visible()
+    assert all(stops) and page.errors == []
 
 
 DONE = """() => { const found = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];

@@ -25,6 +25,9 @@ LINE, READABLE = 18, 160  # height of a name above a picture, and how wide a pic
 PIXELS = 64  # a picture whose smaller side has no more is made of pixels
 DPI = 110  # of a figure in the page; it is stored at twice as many
 MOVE = "A film. Run this cell to move it yourself."
+# Where a widget has ended with its kernel, JupyterLab's "model not found" makes room for the film.
+DEAD = ("<style>.jp-OutputArea:has(.minidiff-stored):not(:has(.minidiff-live)) "
+        ".jp-OutputArea-child:has(.jupyter-widgets) { display: none }</style>")
 GAP = 2  # pixels between pictures that are shown together: two night skies would run into each other
 STYLE = {"figure.figsize": (7.0, 3.0), "figure.constrained_layout.use": True, "savefig.dpi": DPI, "font.size": 10,
          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -305,7 +308,7 @@ def publish(data: bytes | list[bytes], mime: str, alt: str, still: bytes, width:
     images = "".join(f'<img alt="{html.escape(name, quote=True)}" {size}style="{look}" '
                      f'src="data:{mime};base64,{base64.b64encode(each).decode()}">' for name, each in files)
     about = f' role="group" aria-label="{html.escape(alt, quote=True)}"' if parts else ""
-    below = f"<figcaption>{MOVE}</figcaption>" if live else ""
+    below = f"<figcaption>{MOVE}</figcaption>{DEAD}" if live else ""
     stored = ' class="minidiff-stored"' if live else ""
     bundle = {"text/html": f'<figure{stored}{about} style="margin:0">{images}{below}</figure>',
               "image/png": base64.b64encode(still).decode(), "text/plain": alt}
