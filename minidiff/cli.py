@@ -158,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         p = command(kind, _web, f"write the notebooks as {what}; any browser opens them, without a network")
         p.set_defaults(kind=kind)
         p.add_argument("folder", metavar="FOLDER", help="gets an .html file for each notebook, and what they need")
-        p.add_argument("--source", metavar="NOTEBOOKS", help="a folder of notebooks (default: those that ship)")
+        p.add_argument("--source", metavar="NOTEBOOKS", help="a folder of notebooks, or one (default: those that ship)")
         p.add_argument("--overwrite", action="store_true", help="replace files that exist")
     return top
 
@@ -400,7 +400,7 @@ def _grade(**options) -> None:
 
 
 def _web(**options) -> None:
-    print(f"{web(**options)} {options['kind']} in {options['folder']}")
+    print(f"open {web(**options)}")
 
 
 def _share(value) -> str:

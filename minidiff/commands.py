@@ -108,25 +108,32 @@ def grade(folder: str | Path, *, csv_file: str | Path | None = None, seconds: fl
 
     from minidiff.io.images import check_writable
     from minidiff.io.write import write_atomic
-    from minidiff.teach.grade import as_csv, table
+    from minidiff.teach.grade import as_csv, hand_ins, table
     from minidiff.teach.grade import grade as run
 
     if csv_file is not None:
         check_writable([Path(csv_file)], overwrite)
-    rows = list(tqdm(run(folder, seconds), desc="grading", unit="hand-in", delay=1.0, leave=False))
+    n = len(hand_ins(folder))
+    rows = list(tqdm(run(folder, seconds), "grading", n, unit=" hand-ins", delay=1.0, leave=False))
     if csv_file is not None:
         write_atomic(csv_file, as_csv(rows))
     return table(rows)
 
 
-def web(kind: str, folder: str | Path, *, source: str | Path | None = None, overwrite: bool = False) -> int:
-    """Write the notebooks as "pages" or as "slides", with a progress bar: `minidiff.teach.web`; returns how many.
+def web(kind: str, folder: str | Path, *, source: str | Path | None = None, overwrite: bool = False) -> Path:
+    """Write the notebooks as "pages" or as "slides", with a progress bar: `minidiff.teach.web`.
 
     Args:
         folder, source, overwrite: see there, also for errors.
+
+    Returns:
+        The page that links to all.
     """
     from tqdm import tqdm
 
     from minidiff.teach import web
 
-    return len(list(tqdm(getattr(web, kind)(folder, source, overwrite=overwrite), desc=kind, delay=1.0, leave=False)))
+    n = len(web.books(source))
+    for _ in tqdm(getattr(web, kind)(folder, source, overwrite=overwrite), kind, n, delay=1.0, leave=False):
+        pass
+    return Path(folder) / web.INDEX

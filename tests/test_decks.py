@@ -1,12 +1,14 @@
 """Slides and pages in a real browser, from files, without a network: nothing is cut, small or out of reach."""
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 
 from minidiff.teach import lab, web
-from tests.test_browser import CHROMIUM, api
 
+api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300),
               pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 READY = "document.documentElement.dataset.ready"
@@ -91,11 +93,31 @@ def test_a_key_shows_the_code_and_hides_it(built, browser):
     assert page.locator("dialog").is_visible() and "rows.append" in page.locator("dialog").inner_text()
     page.keyboard.press("c")
     assert not page.locator("dialog").is_visible()
+    page.keyboard.press("c")
+    page.keyboard.press("ArrowRight")                                    # a presenter has no other key
+    assert not page.locator("dialog").is_visible()
+
+
+def test_the_right_arrow_alone_leads_to_every_slide_and_answers_come_after_their_questions(built, browser):
+    page = opened(browser, built / "slides" / "04_ddpm_and_ddim.html", 1280, 720)
+    page.wait_for_function(READY)
+    here = "JSON.stringify([Reveal.getIndices().h, Reveal.getIndices().v])"
+    seen, answers = [page.evaluate(here)], 0
+    hidden = "() => document.querySelectorAll('section.present .fragment:not(.visible)').length"
+    while not page.evaluate("Reveal.isLastSlide() && !Reveal.availableFragments().next"):
+        before = page.evaluate(hidden)
+        page.keyboard.press("ArrowRight")
+        answers += page.evaluate(hidden) < before
+        now = page.evaluate(here)
+        seen += [now] * (now != seen[-1])
+    assert len(seen) == len({*seen}) == page.evaluate("Reveal.getTotalSlides()") and answers >= 3
+    for question in page.locator(".page > p.keep").all():
+        assert question.evaluate("each => each.nextElementSibling.matches('.fragment')")
 
 
 @pytest.mark.parametrize("wide", [390, 1280])
 def test_a_page_is_as_wide_as_the_screen_and_its_mathematics_set(built, browser, wide):
-    for name in ("00_start_here", "04_ddpm_and_ddim", "07_attention"):
+    for name in (path.stem for path in sorted(lab.notebooks_dir().glob("*.ipynb"))):
         page = opened(browser, built / "pages" / f"{name}.html", wide, 800)
         page.wait_for_function("MathJax.Hub.queue.pending === 0 && document.querySelectorAll('.MathJax').length > 0")
         assert page.evaluate("document.documentElement.scrollWidth") <= wide
@@ -110,7 +132,7 @@ def test_axe_finds_nothing_serious_on_a_page(built, browser):
     from axe_playwright_python.sync_playwright import Axe
 
     for name in ("00_start_here", "04_ddpm_and_ddim", "07_attention"):
-        page = opened(browser, built / "pages" / f"{name}.html", 1280, 800)
+        page = opened(browser, built / "pages" / f"{name}.html", 390, 800)
         page.wait_for_function("MathJax.Hub.queue.pending === 0 && document.querySelectorAll('.MathJax').length > 0")
         found = Axe().run(page).response["violations"]
         assert [(each["id"], len(each["nodes"])) for each in found if each["impact"] in ("serious", "critical")] == []

@@ -46,12 +46,15 @@ def books(tmp_path):
 
 def test_a_page_has_text_code_outputs_and_the_film_of_a_widget(books, tmp_path):
     first, second = web.pages(tmp_path / "out", books)
+    listed = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert '<a href="01.html">Noise</a>' in listed and '<a href="02.html">Noise</a>' in listed
     text = first.read_text(encoding="utf-8")
     assert (first.name, second.name) == ("01.html", "02.html") and text.count("<title>Noise</title>") == 1
     assert '<h2 id="Two-words">Two words</h2>' in text and "$a &lt; b$" in text and "<td>2</td>" in text
     assert "&lt;one&gt;" in text and "1 &lt; 2" in text and FILM in text and "VBox" not in text
     assert 'alt="a &quot;still&quot;" src="data:image/png;base64,AAAA"' in text and "○ 01.1" in text
-    for link in ('<a href="02.html#Two-words">the next</a>', 'and answers, <a href="https://example.org">a paper</a>'):
+    for link in ('<a href="02.html#Two-words">the next</a>', '<a href="02.html">→ 02</a>',
+                 'and answers, <a href="https://example.org">a paper</a>'):
         assert link in text
 
 
@@ -80,6 +83,19 @@ def test_slides_follow_the_marks():
     assert "Text." in stacks[0] and FILM in stacks[0]
 
 
+def test_what_only_a_reader_needs_is_not_on_slides():
+    cells = [slide(new_markdown_cell("# A\n\nWords. The loop:"), "slide"), new_code_cell("def f(): ..."),
+             slide(new_markdown_cell("Runs in about 5 s"), "-", "banner"),
+             new_markdown_cell("**Exercise 01.1** ★ · 5 min. Write it."),
+             slide(new_code_cell("def g(): ..."), "-", "exercise:01.1"), new_markdown_cell("The same again:"),
+             new_code_cell("# NBVAL_CHECK_OUTPUT\nprint(1)", outputs=[new_output("stream", text="1\n")])]
+    cells[2].metadata.pop("slideshow")
+    text = web.deck(new_notebook(cells=cells))
+    assert "Words." not in text.replace("<p>Words. The loop:</p>", "") and "The loop:" not in text
+    assert all(words not in text for words in ("Runs in", "Exercise", "def</span> <span class=\"nf\">g", "NBVAL"))
+    assert '<span class="nf">f' in text and "The same again:" in text
+
+
 def test_the_script_is_for_the_speaker_and_the_idea_comes_by_itself():
     text = web.deck(BOOK)
     notes = re.search('<aside class="notes">(.*?)</aside>', text, re.DOTALL)[1]
@@ -106,14 +122,19 @@ def test_colours_can_be_read():
 def test_nothing_is_overwritten_or_taken_from_nowhere(books, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["pages", str(out), "--source", str(books)]) == 0
-    assert capsys.readouterr().out == f"2 pages in {out}\n"
+    assert capsys.readouterr().out == f"open {out / 'index.html'}\n"
     (out / "02.html").write_text("mine")
     assert cli.main(["slides", str(out), "--source", str(books)]) == 2
     assert "01.html exists; --overwrite replaces it" in capsys.readouterr().err
     assert (out / "02.html").read_text() == "mine"
     assert cli.main(["slides", str(out), "--source", str(books), "--overwrite"]) == 0
-    assert cli.main(["slides", str(out), "--source", str(tmp_path / "no")]) == 2
-    assert f"there is no notebook in {tmp_path / 'no'}" in capsys.readouterr().err
+    for arguments, words in (([str(out), "--source", str(tmp_path / "no")], f"there is no folder {tmp_path / 'no'}"),
+                             ([str(out), "--source", str(out)], f"there is no notebook in {out}"),
+                             ([str(out / "02.html")], "02.html is a file; name another folder"),
+                             ([str(books), "--source", str(books)], "is where the notebooks are; name another folder")):
+        assert cli.main(["slides", *arguments]) == 2 and words in capsys.readouterr().err
+    assert cli.main(["pages", str(tmp_path / "one"), "--source", str(books / "01.ipynb")]) == 0
+    assert {path.name for path in (tmp_path / "one").glob("*.html")} == {"index.html", "01.html"}
 
 
 def test_what_is_missing_is_named(books, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ LAST = "from minidiff.teach import check; check.report()"
 class HandIn(NamedTuple):
     """What became of one notebook.
 
-    file: its name. marks: exercise -> ○, ✓ or ✗. remark: how far it came, if not to its end.
+    file: its name in the folder. marks: exercise -> ○, ✓ or ✗. remark: how far it came, if not to its end.
     """
 
     file: str
@@ -38,7 +38,9 @@ class HandIn(NamedTuple):
 
 
 def grade(folder: str | Path, seconds: float = 300.0) -> Iterator[HandIn]:
-    """Run every notebook of a folder and read its marks. It runs the code of others: do it where that may be done.
+    """Run every notebook of a folder, and of those inside it, and read its marks.
+
+    It runs the code of others: do it where that may be done.
 
     Each has a process of its own: one that ends its kernel, was cut short or never ends costs nobody else anything, and
     keeps the marks that it had until then.
@@ -49,14 +51,24 @@ def grade(folder: str | Path, seconds: float = 300.0) -> Iterator[HandIn]:
     Raises:
         FileNotFoundError: there is no such folder, or no notebook in it. ValueError: seconds is not positive.
     """
-    folder = Path(folder)
-    files = sorted(folder.glob("*.ipynb"))
-    if not folder.is_dir() or not files:
-        raise FileNotFoundError(f"there is no {'notebook in' if folder.is_dir() else 'folder'} {folder}")
+    folder, files = Path(folder), hand_ins(folder)
     if number("seconds", seconds) <= 0:
         raise ValueError(f"seconds is {seconds:g}; it must be positive")
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as several:      # each of them waits for a process
-        yield from several.map(partial(_alone, seconds=seconds), files)
+        for file, row in zip(files, several.map(partial(_alone, seconds=seconds), files)):
+            yield row._replace(file=file.relative_to(folder).as_posix())
+
+
+def hand_ins(folder: str | Path) -> list[Path]:
+    """The notebooks in a folder and in those inside it.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no notebook in it.
+    """
+    files = [file for file in sorted(Path(folder).rglob("*.ipynb")) if ".ipynb_checkpoints" not in file.parts]
+    if not files:
+        raise FileNotFoundError(f"there is no {'notebook in' if Path(folder).is_dir() else 'folder'} {folder}")
+    return files
 
 
 def table(hand_ins: list[HandIn]) -> str:

@@ -21,6 +21,12 @@ MATH = ("jupyter_server_mathjax", "static", "mathjax")                      # pa
 REVEAL = ("sphinx_revealjs", "_static/revealjs", "reveal")
 NEEDED = {"mathjax": ("MathJax.js", "config", "extensions", "fonts", "jax"),
           "reveal": ("dist/reset.css", "dist/reveal.css", "dist/reveal.js", "plugin/notes", "LICENSE")}
+INDEX = "index.html"
+# What scrolls on a narrow screen is reached by keys too.
+REACHED = """
+<script>MathJax.Hub.Register.StartupHook("End", () => {
+    for (const each of document.querySelectorAll("p, li, .output, .MathJax_Display"))
+        if (each.scrollWidth > each.clientWidth) each.tabIndex = 0; })</script>"""
 IDEA = re.compile(r"(?<!\*)\*([^*]+)\*(?!\*)")  # the first words in italics of a projector's cell
 TYPESET = """<script type="text/x-mathjax-config">MathJax.Hub.Config({
     tex2jax: {inlineMath: [["$", "$"]], displayMath: [["$$", "$$"]], processEscapes: true},
@@ -68,19 +74,34 @@ def slides(folder: str | Path, source: str | Path | None = None, *, overwrite: b
     return _write(folder, source, overwrite, (MATH, REVEAL), deck)
 
 
+def books(source: str | Path | None = None) -> list[Path]:
+    """The notebooks to be written: those in a folder, one file, or those that ship.
+
+    Raises:
+        FileNotFoundError: there is none.
+
+    >>> books()[0].name
+    '00_start_here.ipynb'
+    """
+    source = notebooks_dir() if source is None else Path(source)
+    found = [source] if source.is_file() and source.suffix == ".ipynb" else sorted(source.glob("*.ipynb"))
+    if not found:
+        raise FileNotFoundError(f"there is no {'notebook in' if source.is_dir() else 'folder'} {source}")
+    return found
+
+
 def _write(folder: str | Path, source: str | Path | None, overwrite: bool, beside: tuple,
            make: Callable) -> Iterator[Path]:
-    """The files that `make` makes of notebooks, and what they need beside them."""
-    source = notebooks_dir() if source is None else Path(source)
-    books = sorted(source.glob("*.ipynb"))
-    if not books:
-        raise FileNotFoundError(f"there is no notebook in {source}")
+    """The files that `make` makes of notebooks, a list of them, and what they need beside them."""
+    found, folder = books(source), Path(folder)
     if missing := [name for name in ("nbconvert", *(name for name, *_ in beside)) if find_spec(name) is None]:
         raise ValueError(f"{missing[0].replace('_', '-')} is not installed; pip install -r requirements.txt, or "
                          "'minidiff[web]'")
-    folder = Path(folder)
-    files = [folder / f"{book.stem}.html" for book in books]
-    check_writable(files, overwrite)
+    if folder.is_file() or folder.resolve() == found[0].resolve().parent:
+        what = "a file" if folder.is_file() else "where the notebooks are"
+        raise ValueError(f"{folder} is {what}; name another folder")
+    files = [folder / f"{book.stem}.html" for book in found]
+    check_writable([*files, folder / INDEX], overwrite)
     for package, inside, name in beside:
         for part in NEEDED[name]:
             _copy(Path(find_spec(package).submodule_search_locations[0]) / inside / part, folder / name / part)
@@ -88,9 +109,15 @@ def _write(folder: str | Path, source: str | Path | None, overwrite: bool, besid
     def run() -> Iterator[Path]:
         import nbformat
 
-        for book, file in zip(books, files):
-            write_atomic(file, make(nbformat.read(book, 4), linked=[other.name for other in books]))
+        titles = []
+        for book, file in zip(found, files):
+            notebook = nbformat.read(book, 4)
+            titles.append(_title(notebook) or book.stem)
+            write_atomic(file, make(notebook, linked=[other.name for other in found], name=book.name))
             yield file
+        rows = "".join(f'<li><a href="{file.name}">{html.escape(name)}</a></li>\n' for file, name in zip(files, titles))
+        body = f"<main>\n<h1>Notebooks</h1>\n<ul>\n{rows}</ul>\n</main>"
+        write_atomic(folder / INDEX, _document("Notebooks", body, "page.css"))
 
     return run()
 
@@ -103,31 +130,42 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def page(book: NotebookNode, linked: list[str] = []) -> str:
+def page(book: NotebookNode, linked: list[str] = [], name: str = "") -> str:
     """A notebook as one web page.
 
     Args:
-        linked: names of the notebooks that have pages too; links to others are left out.
+        linked: names of the notebooks that have pages too; links to others are left out. name: its own among them.
 
     >>> from nbformat.v4 import new_markdown_cell, new_notebook
     >>> page(new_notebook(cells=[new_markdown_cell("# One")]))[:15]
     '<!doctype html>'
     """
     body = "\n".join(piece for number, cell in enumerate(book.cells, 1) for piece in pieces(cell, number))
-    return _document(book, f"<main>\n{_linked(body, linked)}\n</main>", "page.css", TYPESET.replace("STARTUP", "false"))
+    nav = ""
+    if name in linked:
+        at = linked.index(name)
+        ways = (("← ", linked[at - 1] if at else None), ("→ ", linked[at + 1] if at + 1 < len(linked) else None))
+        links = [f'<a href="{Path(other).stem}.html">{sign}{Path(other).stem.replace("_", " ")}</a>'
+                 for sign, other in ways if other]
+        nav = f'<nav aria-label="notebooks"><a href="{INDEX}">all notebooks</a> {" ".join(links)}</nav>\n'
+    again = nav.replace('"notebooks"', '"notebooks, once more"')
+    return _document(_title(book), f"{nav}<main>\n{_linked(body, linked)}\n</main>\n{again}", "page.css",
+                     TYPESET.replace("STARTUP", "false") + REACHED)
 
 
-def deck(book: NotebookNode, linked: list[str] = []) -> str:
+def deck(book: NotebookNode, linked: list[str] = [], name: str = "") -> str:
     """A notebook as slides: a stack of slides for each cell marked "slide", a new one in it for each "subslide".
 
-    What is marked "skip" is left out with the unmarked cells after it. deck.js fits all into pages of one size.
+    What is marked "skip" is left out with the unmarked cells after it; so are exercises, what is said of running the
+    notebook, and words that only announce code. deck.js fits all into pages of one size.
     """
     stacks: list[list[list[str]]] = []
     shown = False
     for number, cell in enumerate(book.cells, 1):
-        mark = cell.metadata.get("slideshow", {}).get("slide_type", "-")
+        mark, tags = cell.metadata.get("slideshow", {}).get("slide_type", "-"), cell.metadata.get("tags", [])
         shown = shown if mark == "-" else mark != "skip"
-        if not shown or not cell.source.strip() or cell.source.startswith("check("):    # the class has not answered
+        if not shown or not cell.source.strip() or cell.source.startswith("check(") or "banner" in tags or any(
+                tag.startswith("exercise:") for tag in tags):
             continue
         if mark == "slide" or not stacks:
             stacks.append([])
@@ -136,24 +174,39 @@ def deck(book: NotebookNode, linked: list[str] = []) -> str:
         leaf = stacks[-1][-1]
         if mark == "notes":
             leaf.append(f'<aside class="notes">{markdown(cell.source)}</aside>')
-        elif "projector" in cell.metadata.get("tags", []) and (idea := IDEA.search(cell.source)):
+        elif "projector" in tags and (idea := IDEA.search(cell.source)):
             title, _, script = cell.source.partition("\n")
             leaf += [markdown(title), f'<aside class="notes">{markdown(script)}</aside>',
                      f'<div class="idea">{markdown(idea[1][0].upper() + idea[1][1:])}</div>']
         else:
-            leaf += pieces(cell, number, "fragment" if mark == "fragment" else "")
+            leaf += pieces(_for_class(cell, book.cells[number:]), number, "fragment" if mark == "fragment" else "")
     sections = "\n".join("<section>" + "".join(f'<section>{"".join(leaf)}</section>' for leaf in stack) + "</section>"
                          for stack in stacks)
-    reveal = "".join(f'\n<link rel="stylesheet" href="reveal/dist/{name}.css">' for name in ("reset", "reveal"))
-    reveal += "".join(f'\n<script src="reveal/{name}.js"></script>' for name in ("dist/reveal", "plugin/notes/notes"))
+    reveal = "".join(f'\n<link rel="stylesheet" href="reveal/dist/{part}.css">' for part in ("reset", "reveal"))
+    reveal += "".join(f'\n<script src="reveal/{part}.js"></script>' for part in ("dist/reveal", "plugin/notes/notes"))
     body = (f'<main class="reveal"><div class="slides"></div></main>\n<div id="source">{_linked(sections, linked)}'
             f"</div>\n<script>{_text('deck.js')}</script>")
-    return _document(book, body, "deck.css", TYPESET.replace("STARTUP", "true") + reveal)
+    return _document(_title(book), body, "deck.css", TYPESET.replace("STARTUP", "true") + reveal)
 
 
-def _document(book: NotebookNode, body: str, style: str, head: str) -> str:
+def _for_class(cell: NotebookNode, after: list[NotebookNode]) -> NotebookNode:
+    """A cell of text without its exercises, and without a last paragraph that announces code which shows nothing."""
+    if cell.cell_type != "markdown":
+        return cell
+    parts = [part for part in re.split(r"\n\s*\n", cell.source) if not part.startswith("**Exercise")]
+    code = next(iter(after), None)
+    silent = code is not None and code.cell_type == "code" and not any(output(out, 0) for out in code.outputs)
+    if silent and parts and parts[-1].rstrip().endswith(":"):
+        parts.pop()
+    return type(cell)(cell | {"source": "\n\n".join(parts)})
+
+
+def _title(book: NotebookNode) -> str:
     lines = [line for cell in book.cells for line in cell.source.splitlines()]
-    title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
+
+
+def _document(title: str, body: str, style: str, head: str = "") -> str:
     return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{html.escape(title)}</title>\n{head}\n<style>\n{_text('common.css')}{_text(style)}</style>\n"
@@ -196,11 +249,12 @@ def markdown(text: str) -> str:
 
 
 def coloured(source: str) -> str:
-    """Python in colours."""
+    """Python in colours, without what it says to the tests."""
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
 
+    source = source.removeprefix("# NBVAL_CHECK_OUTPUT\n")
     return highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)).rstrip()
 
 

@@ -1,6 +1,6 @@
 // Cuts the slides of #source into pages that a screen of 1280 by 720 shows whole, and hands them to reveal.js.
 const WIDE = 1180, HIGH = 640; // room of a page
-const LARGER = [40, 37, 34, 31]; // where there is room: the size of text, else 28
+const LARGER = [34, 31]; // where there is room: the size of text, else 28
 const SPLIT = { UL: "li", OL: "li", TABLE: "tr" };
 
 function fits(page) { return page.scrollHeight <= HIGH + 36; }
@@ -18,10 +18,11 @@ function blocks(section) {
         if (node.nodeType !== 1 || node.tagName === "SCRIPT" && !node.type.startsWith("math/")) return;
         const inside = fragment || node.classList.contains("fragment") || node.matches(".idea");
         if (node.tagName === "DETAILS") { // the answer comes with the next key
-            const question = document.createElement("p"), summary = node.querySelector("summary");
+            const summary = node.querySelector("summary"), question = document.createElement("p");
             question.append(...summary.childNodes);
             summary.remove();
-            add(question, inside);
+            if (question.textContent.trim() !== "Answer") add(question, inside);
+            found.filter(each => !each.matches(".code, aside")).at(-1)?.classList.add("keep");
             [...node.childNodes].forEach(each => add(each, true));
         } else if (node.tagName === "DIV" && !node.matches(".code, .idea, .MathJax_Display")) {
             [...node.childNodes].forEach(each => add(each, inside));
@@ -61,17 +62,20 @@ function split(block, page) {
     return kept ? [part(0, kept), part(kept, items.length)] : [];
 }
 
-// A figure as large as the page has room for. False if that is too small to be seen well.
-function enlarge(figure, page) {
+// A figure as large as the page has room for, less what is kept free. False if that is too small to be seen well.
+function enlarge(figure, page, free) {
     const images = [...figure.querySelectorAll("img")];
     const wide = Math.max(...images.map(i => i.naturalWidth)), high = images.reduce((sum, i) => sum + i.naturalHeight, 0);
-    const alone = Math.min(WIDE / wide, (HIGH - 80) / high);
+    const alone = Math.min(WIDE / wide, (HIGH - 80 - free) / high);
     figure.remove();
-    const room = HIGH + 36 - Math.max(page.scrollHeight, 36) - 14 - 4 * images.length;
+    const room = HIGH + 36 - free - Math.max(page.scrollHeight, 36) - 14 - 4 * images.length;
     const scale = Math.min(WIDE / wide, room / high);
-    images.forEach(i => { i.style.width = i.style.height = ""; i.width = Math.floor(i.naturalWidth * Math.min(scale, alone)); i.removeAttribute("height"); });
+    for (const image of images) {
+        image.removeAttribute("height");
+        image.width = Math.floor(image.naturalWidth * Math.min(scale, alone));
+    }
     page.append(figure);
-    return scale >= 0.6 * alone;
+    return scale >= 0.7 * alone;
 }
 
 // Formulas that are too wide: those that stand side by side come below each other.
@@ -94,24 +98,31 @@ function narrow(block) {
     }
 }
 
-function paginate(section, measure) {
-    const queue = blocks(section), title = queue.find(block => /^H[1-4]$/.test(block.tagName));
+const HEADING = /^H[1-4]$/;
+
+function paginate(section, measure, before) {
+    const queue = blocks(section), free = section.querySelector(".idea") ? 120 : 0; // room for the idea at the end
     const notes = [...section.querySelectorAll("aside.notes")], pages = [];
-    let page;
+    let page, title = before;
     const seen = () => [...page.children].some(block => !block.matches(".code, .running"));
-    const turn = () => {
-        const last = page && page.lastElementChild; // a heading does not stay behind alone
-        const heading = last && /^H[1-4]$/.test(last.tagName) && page.children.length > 1 ? last : null;
+    const turn = () => { // a new page; headings and questions do not stay behind alone
+        const kept = [];
+        const others = page && [...page.children].some(each => !each.matches(".running, .code, .keep, h1, h2, h3, h4"));
+        while (others && page.children.length > 1 && (HEADING.test(page.lastElementChild.tagName)
+                                                    || page.lastElementChild.matches(".keep"))) {
+            kept.unshift(page.lastElementChild);
+            page.lastElementChild.remove();
+        }
         page = document.createElement("div");
         page.className = "page";
         measure.replaceChildren(page);
-        if (heading) page.append(heading);
-        else if (pages.length && title) {
+        if (!HEADING.test((kept[0] || queue.find(each => !each.matches(".code, aside")) || page).tagName) && title) {
             const running = document.createElement("p");
             running.className = "running";
             running.innerHTML = title.innerHTML;
             page.append(running);
         }
+        page.append(...kept);
         pages.push(page);
     };
     turn();
@@ -120,7 +131,8 @@ function paginate(section, measure) {
         if (block.matches("aside.notes")) continue;
         page.append(block);
         narrow(block);
-        const good = block.tagName === "FIGURE" || block.querySelector("img") ? enlarge(block, page) : fits(page);
+        if (HEADING.test(block.tagName)) title = block;
+        const good = block.querySelector("img") ? enlarge(block, page, free) : fits(page);
         if (good) continue;
         const alone = ![...page.children].some(other => other !== block && !other.matches(".code, .running, h1, h2, h3, h4"));
         block.remove();
@@ -135,7 +147,7 @@ function paginate(section, measure) {
         } else queue.unshift(block);
         turn();
     }
-    return pages.filter((each, place) => {
+    return [title, pages.filter((each, place) => {
         page = each;
         if (seen()) return true;
         const next = pages[place + 1] || pages[place - 1]; // code alone goes with what follows
@@ -150,12 +162,13 @@ function paginate(section, measure) {
         const slide = document.createElement("section");
         slide.append(each, ...(place === 0 ? notes : []));
         return slide;
-    });
+    })];
 }
 
 function asFragments(section) { // of the projector's cell: its pictures row by row, then what it prints, then its idea
     const idea = section.querySelector(".idea");
     if (!idea) return;
+    section.querySelectorAll(".fragment").forEach(each => each.classList.remove("fragment"));
     for (const each of section.querySelectorAll("figure img, .output pre, :scope > p, :scope > ul, :scope > ol"))
         each.classList.add("fragment");
     section.append(...section.querySelectorAll(":scope > .output:has(> pre)"), idea);
@@ -166,7 +179,9 @@ function showCode() {
     if (dialog.open) return dialog.close();
     const code = Reveal.getCurrentSlide().querySelectorAll(".code");
     dialog.replaceChildren(...[...code].map(each => each.cloneNode(true)));
-    if (!code.length) dialog.textContent = "This slide has no code.";
+    const hint = document.createElement("p");
+    hint.textContent = code.length ? "C closes the code." : "This slide has no code. C closes this.";
+    dialog.append(hint);
     dialog.showModal();
 }
 
@@ -179,21 +194,24 @@ async function start() {
     source.before(measure);
     for (const stack of source.children) {
         const whole = document.createElement("section");
+        let title = null;
         for (const section of stack.children) {
             asFragments(section);
-            whole.append(...paginate(section, measure));
+            const [last, slides] = paginate(section, measure, title);
+            title = last;
+            whole.append(...slides);
         }
         if (whole.children.length) slides.append(whole);
     }
     measure.remove();
     source.remove();
     const dialog = document.createElement("dialog");
-    dialog.addEventListener("keydown", event => { if (event.key === "c") { event.stopPropagation(); dialog.close(); } });
     document.body.append(dialog);
     await Reveal.initialize({ width: 1280, height: 720, margin: 0, minScale: 0.1, maxScale: 8, center: false, hash: true,
-        slideNumber: "c/t", transition: "none", plugins: [RevealNotes],
-        keyboardCondition: () => !dialog.open });
+        slideNumber: "c/t", transition: "none", navigationMode: "linear", plugins: [RevealNotes],
+        keyboardCondition: event => !dialog.open || !["ArrowUp", "ArrowDown"].includes(event.key) }); // these scroll it
     Reveal.addKeyBinding({ keyCode: 67, key: "C", description: "Show the code" }, showCode);
+    for (const moved of ["slidechanged", "fragmentshown", "fragmenthidden"]) Reveal.on(moved, () => dialog.close());
     document.documentElement.dataset.ready = "true";
 }
 MathJax.Hub.Register.StartupHook("End", start);
