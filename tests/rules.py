@@ -16,7 +16,10 @@ import nbformat
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("Goals", "Before you start", "Recap", "Where it lives in minidiff", "Quiz", "Exercises", "Papers")
+SECTIONS = ("Goals", "Before you start", "Recap", "Where it lives in minidiff", "Quiz", "Exercises", "Deeper", "Papers")
+OPTIONAL = ("Deeper",)
+MOST = {"cells": 60, "words": 2500, "lines of code": 250}  # of the main line: what stands before Deeper
+MOVING = re.compile(r"^(film|explore|studio)\(", re.MULTILINE)
 BANNER = re.compile(r"Runs in about \d+ s of CPU time and \d+\.\d GB of memory, offline, without a GPU\.")
 STARS = re.compile(r"★{1,3}☆* · \d+ min\b")
 TAG = re.compile(r"# ?(checks )?((\(\d+\.\d+\)(,? |,? and )?)+)")
@@ -87,7 +90,8 @@ def anatomy(nb, path: Path) -> Found:
     for (_, before, _), (n, level, text) in zip(heads, heads[1:]):
         if level > before + 1:
             yield n, f'the heading "{text}" skips a level: h{before}, then h{level}'
-    yield from ((0, f'there is no section "## {name}"') for name in SECTIONS if name not in parts)
+    yield from ((0, f'there is no section "## {name}"') for name in SECTIONS
+               if name not in parts and name not in OPTIONAL)
     order = [name for name in parts if name in SECTIONS]
     if order != [name for name in SECTIONS if name in parts]:
         yield 0, f"the sections stand in the order {', '.join(order)}; it should be {', '.join(SECTIONS)}"
@@ -111,6 +115,43 @@ def anatomy(nb, path: Path) -> Found:
     wanted = {n for n, level, _ in heads if level <= 2} | {n for n, _ in each(nb, "", "projector")[:1]}
     yield from ((n, "has no slide_type; the h1, each h2 and the projector cell need one, if only skip")
                 for n in sorted(wanted - chosen))
+
+
+def tracks(nb) -> tuple[list, list]:
+    """The cells of the main line, and those of Deeper; the papers belong to neither."""
+    parts = sections(nb)
+    deeper, papers = (parts.get(name, (len(nb.cells) + 1,))[0] - 1 for name in ("Deeper", "Papers"))
+    return nb.cells[:min(deeper, papers)], nb.cells[deeper:papers]
+
+
+def size(cells: list) -> dict[str, int]:
+    """How many cells, words of prose and lines of code these are."""
+    text, code = ([cell for cell in cells if cell.cell_type == kind] for kind in ("markdown", "code"))
+    return {"cells": len(cells), "words": sum(len(prose(cell).split()) for cell in text),
+            "lines of code": sum(len(cell.source.splitlines()) for cell in code)}
+
+
+def minutes(cells: list) -> int:
+    """How long they take to read, at 200 words or 15 lines of code a minute."""
+    counts = size(cells)
+    return round(counts["words"] / 200 + counts["lines of code"] / 15)
+
+
+def two_tracks(nb, path: Path) -> Found:
+    main, deeper = tracks(nb)
+    if not deeper:
+        return
+    yield from ((0, f"the main line has {n} {what}; the limit is {MOST[what]}") for what, n in size(main).items()
+                if n > MOST[what])
+    if not any(MOVING.search(cell.source) for cell in nb.cells[:10]):
+        yield 0, "nothing moves within the first ten cells"
+    links = " ".join(cell.source for cell in main if cell.cell_type == "markdown")
+    for n, cell in enumerate(deeper, len(main) + 1):
+        for title in re.findall(r"^### +(.+?)\s*$", prose(cell), flags=re.M) if cell.cell_type == "markdown" else ():
+            if not re.search(r"^### .*\n+·? ?\d+ min$", prose(cell), flags=re.M):
+                yield n, f"the section {title} of Deeper should say its minutes under its title, as in \"5 min\""
+            if f"](#{title.replace(' ', '-')})" not in links:
+                yield n, f"the main line has no link to the section {title} of Deeper"
 
 
 def code(nb, path: Path) -> Found:
@@ -294,5 +335,6 @@ def anchors(file: Path) -> set[str]:
 def lint(path: Path) -> list[str]:
     """One sentence for each broken rule."""
     nb = read(path)
-    found = [place for rule in (anatomy, code, pictures, exercises, pairs, links) for place in rule(nb, path)]
+    rules = anatomy, two_tracks, code, pictures, exercises, pairs, links
+    found = [place for rule in rules for place in rule(nb, path)]
     return [f"{path.name}{f', cell {n}' if n else ''}: {text}" for n, text in found]

@@ -20,7 +20,7 @@ if not __package__:  # run as a command
     sys.path[0] = str(ROOT)
 
 from minidiff.teach.lab import without_widgets  # noqa: E402
-from tests.rules import each, equations, lint, name_of, parse, prose, read  # noqa: E402
+from tests.rules import each, equations, lint, minutes, name_of, parse, read, size, tracks  # noqa: E402
 
 FOLDER = ROOT / "notebooks"
 WARN, LIMIT = 90, 180  # seconds of CPU time of a notebook; notebooks/conftest.py has the same
@@ -63,6 +63,8 @@ def execute(path: Path) -> float:
     seconds, peak = json.loads(nb.cells.pop().outputs[0].text)
     for _, cell in each(nb, "markdown", "banner"):
         sentence = f"Runs in about {seconds:.0f} s of CPU time and {peak:.1f} GB of memory, offline, without a GPU."
+        main, deeper = map(minutes, tracks(nb))
+        sentence += f" Reading takes about {main} minutes" + (f", and {deeper} more for Deeper." if deeper else ".")
         cell.source = f"{sentence} {cell.metadata.get('needs', nb.metadata.get('needs', ''))}".strip()
     write(tidy(nb), path)
     return seconds
@@ -118,12 +120,13 @@ def solutions(number: str) -> nbformat.NotebookNode:
 def summary(path: Path) -> str:
     """What is printed and not enforced: length, words, proofs and size."""
     nb, code = read(path), [cell.source for _, cell in each(read(path), "code")]
-    lengths = [len(source.splitlines()) for source in code]
-    words = sum(len(prose(cell).split()) for _, cell in each(nb, "markdown"))
-    proofs, size = sum(bool(re.search(r"\bassert", source)) for source in code), path.stat().st_size / 1e6
-    return (f"{path.name}: {len(nb.cells)} cells, {sum(lengths)} lines of code "
-            f"(median {statistics.median(lengths or [0]):g}), {words} words, {len(set(equations(path)[0]))} equations, "
-            f"{proofs} cells with an assert, {size:.2f} MB" + (" (warning: the aim is 0.8)" if size > 0.8 else ""))
+    proofs = sum(bool(re.search(r"\bassert", source)) for source in code)
+    lengths = "; ".join(f"{name} " + ", ".join(f"{n} {what}" for what, n in size(cells).items())
+                        for name, cells in zip(("main line", "Deeper"), tracks(nb)) if cells)
+    median, megabytes = statistics.median([len(each.splitlines()) for each in code] or [0]), path.stat().st_size / 1e6
+    return (f"{path.name}: {lengths}; median cell {median:g} lines, {len(set(equations(path)[0]))} equations, "
+            f"{proofs} cells with an assert, {megabytes:.2f} MB"
+            + (" (warning: the aim is 0.8)" if megabytes > 0.8 else ""))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -91,7 +91,10 @@ def _rows(pictures: list, alt: str, rows: list[str], names: Sequence[str] | None
     font = letters(13)
     left = 10 + math.ceil(min(max(map(font.getlength, rows)), 150))
     room = ((width or 790) - left) // n - GAP
-    pictures = [enlarged(plain(picture), room, smooth=True) for picture in pictures]
+    pictures = [plain(picture) for picture in pictures]
+    if of_pixels(pictures[0], room):                                     # noise in all colours takes much room
+        pictures = [picture.quantize(128, kmeans=0, dither=0).convert("RGB") for picture in pictures]
+    pictures = [enlarged(picture, room, smooth=True) for picture in pictures]
     wide, high = pictures[0].size
     strips = []
     for i, name in enumerate(rows):

@@ -14,6 +14,42 @@ def amplitudes_of_snr(snr):
     return torch.sqrt(snr / (1 + snr)), torch.sqrt(1 / (1 + snr))
 
 
+def drowns_at(power, alpha, sigma):
+    """How many steps leave a frequency of this power above the noise: alpha² · power > sigma², true up to some t."""
+    return int((alpha**2 * power > sigma**2).sum())
+
+
+def diagnose(broken):
+    """A step x' = a x + b z should have a = √(1 − beta), b = √beta: feed it zeros, once for x and once for z."""
+    one, none, beta = torch.ones(3), torch.zeros(3), 0.36
+    if not torch.allclose(broken(none, beta, one), beta**0.5 * one):
+        return "noise"
+    return "none" if torch.allclose(broken(one, beta, none), (1 - beta) ** 0.5 * one) else "shrink"
+
+
+def walk(power, alpha, sigma):
+    t = 0
+    while t < len(alpha) and alpha[t] ** 2 * power > sigma[t] ** 2:
+        t += 1
+    return t
+
+
+def by_variance(broken):
+    noise = broken(torch.zeros(20_000), 0.3, torch.ones(20_000)).mean() ** 2
+    kept = broken(torch.ones(20_000), 0.3, torch.zeros(20_000)).mean() ** 2
+    return "noise" if abs(noise - 0.3) > 1e-4 else "shrink" if abs(kept - 0.7) > 1e-4 else "none"
+
+
+def squared_shrink(broken):
+    kept = broken(torch.ones(1), 0.36, torch.zeros(1))
+    return "none" if torch.allclose(kept, torch.tensor(0.64)) else diagnose(broken)
+
+
+def squared_noise(broken):
+    noise = broken(torch.zeros(1), 0.36, torch.ones(1))
+    return "none" if torch.allclose(noise, torch.tensor(0.36)) else diagnose(broken)
+
+
 def loop(betas):
     out, product = [], 1.0
     for beta in betas.tolist():
@@ -23,6 +59,13 @@ def loop(betas):
 
 
 BETAS = (torch.linspace(0.01, 0.3, 8),), (torch.tensor([0.5]),), (torch.linspace(1e-4, 0.02, 1000),)
+BAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000).double(), 0)
+POWERS = tuple((power, BAR.sqrt(), (1 - BAR).sqrt()) for power in (100.0, 3.0, 0.02, 1e-9))
+STEPS = ((lambda x, beta, z: (1 - beta) ** 0.5 * x + beta**0.5 * z,),
+         (lambda x, beta, z: (1 - beta) ** 0.5 * x + beta * z,),
+         (lambda x, beta, z: (1 - beta) ** 0.5 * x + (1 - beta) ** 0.5 * z,),
+         (lambda x, beta, z: x + beta**0.5 * z,),
+         (lambda x, beta, z: (1 - beta) * x + beta**0.5 * z,))
 SNR = (torch.logspace(-3, 3, 7),), (torch.tensor(2.0),)
 
 EXERCISES = {
@@ -60,4 +103,31 @@ EXERCISES = {
         },
         also=(lambda r: (torch.sigmoid(r.log()).sqrt(), torch.sigmoid(-r.log()).sqrt()),
               lambda r: (1 / torch.sqrt(1 + 1 / r), 1 / torch.sqrt(1 + r)))),
+    "01.3": Exercise(
+        "when a frequency drowns", 2, 10, drowns_at, POWERS,
+        wrong={
+            "missing squares: power is the square of an amplitude, so compare alpha² · power with sigma²":
+                lambda p, a, s: int((a * p > s).sum()),
+            "alpha is missing: the picture's own power shrinks too, to alpha² · power":
+                lambda p, a, s: int((p > s**2).sum()),
+            "off by one: count the steps at which it is still above the floor, not the first one below":
+                lambda p, a, s: int((a**2 * p > s**2).sum()) + 1,
+            "the other way round: these are the steps at which it has drowned":
+                lambda p, a, s: int((a**2 * p <= s**2).sum()),
+            "off by one: an array index is one less than the step, t = index + 1":
+                lambda p, a, s: int((a**2 * p > s**2).sum()) - 1,
+        },
+        also=(walk, lambda p, a, s: int((a / s > p**-0.5).sum()))),
+    "01.4": Exercise(
+        "a diagnosis of a broken step", 3, 10, diagnose, STEPS,
+        wrong={
+            "the factor of the picture is √(1 − beta), not 1 − beta: test with that": squared_shrink,
+            "the amplitude of the noise is √beta; beta is its variance": squared_noise,
+            "this looks at the noise alone; a step can be wrong in the picture's factor too": lambda f: (
+                "none" if diagnose(f) == "shrink" else diagnose(f)),
+            "this looks at the picture's factor alone; the noise can have the wrong size too": lambda f: (
+                "none" if diagnose(f) == "noise" else diagnose(f)),
+            "the two names are swapped": lambda f: {"noise": "shrink", "shrink": "noise", "none": "none"}[diagnose(f)],
+        },
+        also=(by_variance,)),
 }

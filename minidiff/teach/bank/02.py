@@ -14,9 +14,10 @@ def posterior_of(x, x0, alpha, sigma, alpha1, sigma1):
     return variance * (ratio * x / beta + alpha1 * x0 / sigma1**2), variance
 
 
-def kl(mean, var, mean1, var1):
-    """KL(N(mean, var) ‖ N(mean1, var1)) in nats, entry by entry."""
-    return 0.5 * (var / var1 - 1 - torch.log(var / var1) + (mean - mean1) ** 2 / var1)
+def ideal_guess(x, data, alpha, sigma):
+    """The average of the data, weighted by how well each of them explains the noisy state."""
+    far = (x[:, None] - alpha * data).square().sum(2)  # (B, N)
+    return torch.softmax(-far / (2 * sigma**2), dim=1) @ data
 
 
 def eps_weight(alpha, sigma, alpha1, sigma1, v):
@@ -25,9 +26,25 @@ def eps_weight(alpha, sigma, alpha1, sigma1, v):
     return on_x0**2 * sigma**2 / (2 * v * alpha**2)
 
 
-def score_of(x, guess, alpha, sigma):
-    """∇ log q(x) of the noisy data, from the denoiser's guess of x0."""
-    return (alpha * guess - x) / sigma**2
+def guess_of(x, score, alpha, sigma):
+    """Tweedie's formula, solved for the guess of x0."""
+    return (x + sigma**2 * score) / alpha
+
+
+def weighted(x, data, weights):
+    return torch.softmax(weights, dim=1) @ data
+
+
+def far(x, data, alpha=1.0):
+    return (x[:, None] - alpha * data).square().sum(2)
+
+
+def one_by_one(x, data, alpha, sigma):
+    rows = []
+    for each in x:
+        p = torch.exp(-(each - alpha * data).square().sum(1) / (2 * sigma**2))
+        rows.append((p[:, None] * data).sum(0) / p.sum())
+    return torch.stack(rows)
 
 
 def gauss(x, x0, likelihood, prior, a, s, a1, s1):
@@ -87,8 +104,9 @@ STATE = torch.tensor([-2.0, -0.9, 0.2, 1.1, 1.7], dtype=torch.float64)
 CLEAN = torch.tensor([0.9, -0.3, 0.5, 0.0, -1.0], dtype=torch.float64)
 NEAR, FAR = (0.6, 0.8, 12 / 13, 5 / 13), (0.28, 0.96, 15 / 17, 8 / 17)  # alpha, sigma, alpha1, sigma1
 STEPS = (STATE, CLEAN, *NEAR), (STATE, CLEAN, *FAR)
-GAUSSIANS = ((torch.tensor([0.0, 1.0, -0.5]), torch.tensor([1.0, 0.2, 3.0]), torch.tensor([0.0, 0.4, 2.0]),
-              torch.tensor([1.0, 0.7, 0.5])),)
+POINTS = torch.tensor([[0.9, -0.3], [-1.1, 0.4], [0.2, 1.0], [-0.5, -0.8]], dtype=torch.float64)
+NOISY = torch.tensor([[0.4, 0.1], [-0.6, -0.9], [1.2, -0.2]], dtype=torch.float64)
+DATA = (NOISY, POINTS, 0.6, 0.8), (NOISY, POINTS, 0.8, 0.6)
 LEVELS = (*NEAR, 0.4), (*FAR, 0.05)
 GUESSES = (STATE, CLEAN, 0.6, 0.8), (STATE, CLEAN, 0.96, 0.28)
 
@@ -122,29 +140,26 @@ EXERCISES = {
         },
         also=(of_the_paper, by_ratios)),
     "02.2": Exercise(
-        "the KL divergence of two Gaussians", 2, 10, kl, GAUSSIANS,
+        "the ideal denoiser of a data set", 2, 15, ideal_guess, DATA,
         wrong={
-            "this is KL(second ‖ first); the average is over the first": lambda m, v, m1, v1: kl(m1, v1, m, v),
-            "the factor ½ is missing": lambda m, v, m1, v1: 2 * kl(m, v, m1, v1),
-            "−1 is missing: of two equal Gaussians yours is not 0": lambda m, v, m1, v1: kl(m, v, m1, v1) + 0.5,
-            "the logarithm has the wrong sign: it is − log(var/var1)":
-                lambda m, v, m1, v1: kl(m, v, m1, v1) + torch.log(v / v1),
-            "the logarithm is missing: the widths count as well": lambda m, v, m1, v1:
-                kl(m, v, m1, v1) + 0.5 * torch.log(v / v1),
-            "you take var and var1 for standard deviations; they are variances already":
-                lambda m, v, m1, v1: kl(m, v**2, m1, v1**2),
-            "you take the root of var and var1; the formula wants variances":
-                lambda m, v, m1, v1: kl(m, v.sqrt(), m1, v1.sqrt()),
-            "the distance of the means is divided by var1, the variance of the second":
-                lambda m, v, m1, v1: 0.5 * (v / v1 - 1 - torch.log(v / v1) + (m - m1) ** 2 / v),
-            "the distance of the means should be squared":
-                lambda m, v, m1, v1: 0.5 * (v / v1 - 1 - torch.log(v / v1) + (m - m1).abs() / v1),
-            "only the means are compared here; the widths count as well":
-                lambda m, v, m1, v1: 0.5 * (m - m1) ** 2 / v1,
+            "alpha is missing: a noisy state that came from y lies around alpha·y":
+                lambda x, y, a, s: weighted(x, y, -far(x, y) / (2 * s**2)),
+            "sigma is a standard deviation; divide the squared distance by 2 sigma²":
+                lambda x, y, a, s: weighted(x, y, -far(x, y, a) / (2 * s)),
+            "the factor 2 is missing: a Gaussian has the squared distance over 2 sigma² in its exponent":
+                lambda x, y, a, s: weighted(x, y, -far(x, y, a) / s**2),
+            "the minus is missing: far points explain the state worse, not better":
+                lambda x, y, a, s: weighted(x, y, far(x, y, a) / (2 * s**2)),
+            "the distance should be squared": lambda x, y, a, s: weighted(x, y, -far(x, y, a).sqrt() / (2 * s**2)),
+            "this takes the likeliest point alone; average all of them with their weights":
+                lambda x, y, a, s: y[far(x, y, a).argmin(1)],
+            "the softmax runs over the states; each state shares its weights out among the data":
+                lambda x, y, a, s: torch.softmax(-far(x, y, a) / (2 * s**2), dim=0) @ y,
+            "this is alpha times the answer: the guess is of the clean picture, not of what is left of it in the state":
+                lambda x, y, a, s: a * ideal_guess(x, y, a, s),
         },
-        also=(lambda m, v, m1, v1: torch.distributions.kl_divergence(
-                  torch.distributions.Normal(m, v.sqrt()), torch.distributions.Normal(m1, v1.sqrt())),
-              lambda m, v, m1, v1: torch.log((v1 / v).sqrt()) + (v + (m - m1).square()) / (2 * v1) - 0.5)),
+        also=(one_by_one,
+              lambda x, y, a, s: torch.softmax((a * x @ y.T - a * a * y.square().sum(1) / 2) / s**2, dim=1) @ y)),
     "02.3": Exercise(
         "the weight of the eps loss in the bound", 3, 15, eps_weight, LEVELS,
         wrong={
@@ -176,16 +191,16 @@ EXERCISES = {
         also=(lambda a, s, a1, s1, v: (1 - (a / a1) ** 2) ** 2 / (2 * v * (a / a1) ** 2 * s**2),
               lambda a, s, a1, s1, v: (a1 * s / a * (1 - (s1 * a / (a1 * s)) ** 2)) ** 2 / (2 * v))),
     "02.4": Exercise(
-        "the score from a guess of the clean picture", 1, 5, score_of, GUESSES,
+        "the clean picture that a score believes in", 2, 10, guess_of, GUESSES,
         wrong={
-            "wrong sign: the score points from x towards alpha·guess": lambda x, g, a, s: -score_of(x, g, a, s),
-            "this is −eps; the score is −eps/sigma, so divide by sigma once more":
-                lambda x, g, a, s: (a * g - x) / s,
-            "this is eps: the sign is wrong, and it is to be divided by sigma once more":
-                lambda x, g, a, s: (x - a * g) / s,
-            "sigma is missing: divide by sigma²": lambda x, g, a, s: a * g - x,
-            "alpha is missing: the middle of the noisy states is alpha·guess, not the guess":
-                lambda x, g, a, s: (g - x) / s**2,
+            "alpha is missing: divide by it at the end": lambda x, score, a, s: x + s**2 * score,
+            "wrong sign: the score points from the state towards alpha·guess": lambda x, score, a, s:
+                (x - s**2 * score) / a,
+            "sigma should be squared: the score is a distance divided by a variance": lambda x, score, a, s:
+                (x + s * score) / a,
+            "sigma² is missing: the score is a distance divided by it": lambda x, score, a, s: (x + score) / a,
+            "this is the noise, −sigma·score; the clean picture is asked for": lambda x, score, a, s: -s * score,
+            "divide by alpha, not by its square": lambda x, score, a, s: (x + s**2 * score) / a**2,
         },
-        also=(lambda x, g, a, s: -((x - a * g) / s) / s, lambda x, g, a, s: a / s**2 * g - x / s**2)),
+        also=(lambda x, score, a, s: x / a - (s / a) * (-s * score),)),
 }
