@@ -27,7 +27,7 @@ BOOK = new_notebook(cells=[
     slide(new_markdown_cell("# Noise\n\nSee [the next](02.ipynb#Two-words) and [answers](solutions/01.ipynb), [a paper]"
                             "(https://example.org).\n\n$a < b$ and\n\n| x | y |\n|---|---|\n| 1 | 2 |"), "slide"),
     new_code_cell("x = 1  # <one>\nprint(x)", outputs=[new_output("stream", text="1 < 2\n")]),
-    slide(new_markdown_cell("## Two words\n\nText."), "subslide"),
+    slide(new_markdown_cell("## Two words\n\nText. [Here](#Two-words), [there](#Quiz)."), "subslide"),
     new_code_cell("explore(draw)", outputs=shows({"text/html": FILM, "text/plain": "a film"}, VIEW)),
     slide(new_markdown_cell("## Quiz"), "skip"),
     new_markdown_cell("not on slides"),
@@ -81,6 +81,7 @@ def test_slides_follow_the_marks():
     assert [stack.count("<section>") for stack in stacks] == [2, 1]
     assert "not on slides" not in text and "Quiz" not in text and "○ 01.1" not in text
     assert "Text." in stacks[0] and FILM in stacks[0]
+    assert '<a href="#Two-words">Here</a>, there.' in stacks[0]          # what is left out cannot be linked to
 
 
 def test_what_only_a_reader_needs_is_not_on_slides():

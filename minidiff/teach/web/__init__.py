@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from minidiff.io.images import check_writable
 from minidiff.io.write import write_atomic
@@ -182,6 +183,8 @@ def deck(book: NotebookNode, linked: list[str] = [], name: str = "") -> str:
             leaf += pieces(_for_class(cell, book.cells[number:]), number, "fragment" if mark == "fragment" else "")
     sections = "\n".join("<section>" + "".join(f'<section>{"".join(leaf)}</section>' for leaf in stack) + "</section>"
                          for stack in stacks)
+    ids = {*re.findall(r' id="([^"]+)"', sections)}                      # what is left out cannot be linked to
+    sections = re.sub(r'<a href="#([^"]*)">(.*?)</a>', lambda a: a[0 if unquote(a[1]) in ids else 2], sections)
     reveal = "".join(f'\n<link rel="stylesheet" href="reveal/dist/{part}.css">' for part in ("reset", "reveal"))
     reveal += "".join(f'\n<script src="reveal/{part}.js"></script>' for part in ("dist/reveal", "plugin/notes/notes"))
     body = (f'<main class="reveal"><div class="slides"></div></main>\n<div id="source">{_linked(sections, linked)}'
