@@ -14,9 +14,9 @@ def amplitudes_of_snr(snr):
     return torch.sqrt(snr / (1 + snr)), torch.sqrt(1 / (1 + snr))
 
 
-def drowns_at(power, alpha, sigma):
-    """How many steps leave a frequency of this power above the noise: alpha² · power > sigma², true up to some t."""
-    return int((alpha**2 * power > sigma**2).sum())
+def power_at_the_floor(t, alpha, sigma):
+    """alpha² · power = sigma² at step t, which has the index t − 1."""
+    return (sigma[t - 1] / alpha[t - 1]) ** 2
 
 
 def diagnose(broken):
@@ -25,13 +25,6 @@ def diagnose(broken):
     if not torch.allclose(broken(none, beta, one), beta**0.5 * one):
         return "noise"
     return "none" if torch.allclose(broken(one, beta, none), (1 - beta) ** 0.5 * one) else "shrink"
-
-
-def walk(power, alpha, sigma):
-    t = 0
-    while t < len(alpha) and alpha[t] ** 2 * power > sigma[t] ** 2:
-        t += 1
-    return t
 
 
 def by_variance(broken):
@@ -60,7 +53,7 @@ def loop(betas):
 
 BETAS = (torch.linspace(0.01, 0.3, 8),), (torch.tensor([0.5]),), (torch.linspace(1e-4, 0.02, 1000),)
 BAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000).double(), 0)
-POWERS = tuple((power, BAR.sqrt(), (1 - BAR).sqrt()) for power in (100.0, 3.0, 0.02, 1e-9))
+FLOORS = tuple((t, BAR.sqrt(), (1 - BAR).sqrt()) for t in (1, 40, 500, 999))
 STEPS = ((lambda x, beta, z: (1 - beta) ** 0.5 * x + beta**0.5 * z,),
          (lambda x, beta, z: (1 - beta) ** 0.5 * x + beta * z,),
          (lambda x, beta, z: (1 - beta) ** 0.5 * x + (1 - beta) ** 0.5 * z,),
@@ -104,20 +97,16 @@ EXERCISES = {
         also=(lambda r: (torch.sigmoid(r.log()).sqrt(), torch.sigmoid(-r.log()).sqrt()),
               lambda r: (1 / torch.sqrt(1 + 1 / r), 1 / torch.sqrt(1 + r)))),
     "01.3": Exercise(
-        "when a frequency drowns", 2, 10, drowns_at, POWERS,
+        "the power that drowns at a given step", 2, 10, power_at_the_floor, FLOORS,
         wrong={
-            "missing squares: power is the square of an amplitude, so compare alpha² · power with sigma²":
-                lambda p, a, s: int((a * p > s).sum()),
-            "alpha is missing: the picture's own power shrinks too, to alpha² · power":
-                lambda p, a, s: int((p > s**2).sum()),
-            "off by one: count the steps at which it is still above the floor, not the first one below":
-                lambda p, a, s: int((a**2 * p > s**2).sum()) + 1,
-            "the other way round: these are the steps at which it has drowned":
-                lambda p, a, s: int((a**2 * p <= s**2).sum()),
-            "off by one: an array index is one less than the step, t = index + 1":
-                lambda p, a, s: int((a**2 * p > s**2).sum()) - 1,
+            "off by one: step t has the index t − 1": lambda t, a, s: (s[t] / a[t]) ** 2,
+            "missing square: power is the square of an amplitude": lambda t, a, s: s[t - 1] / a[t - 1],
+            "upside down: this is the signal-to-noise ratio; the power at the floor is the inverse of it":
+                lambda t, a, s: (a[t - 1] / s[t - 1]) ** 2,
+            "alpha is missing: the picture's own power shrinks too, to alpha² · power": lambda t, a, s: s[t - 1] ** 2,
+            "alpha should be squared too": lambda t, a, s: s[t - 1] ** 2 / a[t - 1],
         },
-        also=(walk, lambda p, a, s: int((a / s > p**-0.5).sum()))),
+        also=(lambda t, a, s: (1 - a[t - 1] ** 2) / a[t - 1] ** 2, lambda t, a, s: a[t - 1] ** -2 - 1)),
     "01.4": Exercise(
         "a diagnosis of a broken step", 3, 10, diagnose, STEPS,
         wrong={
