@@ -107,10 +107,12 @@ def test_the_report_has_a_line_for_every_exercise_of_the_notebook(capsys, monkey
     assert capsys.readouterr().out == "✓ 01.1  alpha_bar from the betas\n"
     check.report()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == list(exercises("01")) and [line[0] for line in lines] == ["✓", "○"]
+    names = list(exercises("01"))
+    assert [line.split()[1] for line in lines] == names
+    assert [line[0] for line in lines] == ["✓", *"○" * (len(names) - 1)]
     check("01.1", broken)
     check.report()
-    assert capsys.readouterr().out.splitlines()[-2].startswith("✗ 01.1")
+    assert capsys.readouterr().out.splitlines()[-len(names)].startswith("✗ 01.1")
 
 
 def test_where_inputs_ask_for_gradients_an_answer_without_them_is_wrong():
