@@ -162,25 +162,26 @@ from minidiff.teach import studio
 studio(md.StableDiffusion.from_pretrained("mini-sd"), "a red house, snow", steps=3)"""
 
 
+def moved_by(page, picture, act) -> None:
+    """Act, and wait until the picture has changed and the kernel idles."""
+    before = picture.get_attribute("src")
+    act()
+    page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
+    page.wait_for_function(IDLE)
+    page.wait_for_timeout(500)                                           # the last frame arrives after the kernel idles
+
+
 def test_the_studio_draws_what_is_typed_and_its_slider_goes_back(serve, page):
     goto(page, serve([new_code_cell(STUDIO)]))
     picture = run_all(page)
 
-    def moved_by(act) -> None:
-        before = picture.get_attribute("src")
-        act()
-        page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
-
     box = page.locator(".widget-text input").first
     box.fill("a blue boat, sea, night")
     box.press("Enter")
-    moved_by(page.get_by_role("button", name="draw").click)
-    page.wait_for_function(IDLE)
-    page.wait_for_timeout(500)                                           # the last frame arrives after the kernel idles
+    moved_by(page, picture, page.get_by_role("button", name="draw").click)
     slider = page.locator(".noUi-handle").last
-    moved_by(lambda: slider.press("ArrowLeft"))
-    page.wait_for_function(IDLE)
-    moved_by(page.get_by_role("button", name="play").click)
+    moved_by(page, picture, lambda: slider.press("ArrowLeft"))
+    moved_by(page, picture, page.get_by_role("button", name="play").click)
     assert page.asked and [url for url in page.asked if not LOCAL.match(url)] == []
     assert page.errors == []
 
@@ -195,13 +196,6 @@ def test_the_studio_by_keys_alone(serve, page):
     goto(page, serve([new_code_cell(STUDIO)]))
     picture = run_all(page)
 
-    def moved_by(act) -> None:
-        before = picture.get_attribute("src")
-        act()
-        page.wait_for_function("([picture, before]) => picture.src !== before", arg=[picture, before])
-        page.wait_for_function(IDLE)
-        page.wait_for_timeout(500)
-
     def tab_to(name: str) -> None:
         for _ in range(30):
             page.keyboard.press("Tab")
@@ -215,16 +209,16 @@ def test_the_studio_by_keys_alone(serve, page):
     tab_to("prompt")
     page.keyboard.press("ControlOrMeta+a")
     page.keyboard.type("a blue boat, sea, night")
-    moved_by(lambda: page.keyboard.press("Enter"))
+    moved_by(page, picture, lambda: page.keyboard.press("Enter"))
     tab_to("guidance")
-    moved_by(lambda: page.keyboard.press("ArrowLeft"))
+    moved_by(page, picture, lambda: page.keyboard.press("ArrowLeft"))
     for name, key in (("draw", "Enter"), ("play", "Space")):
         tab_to(name)
-        moved_by(lambda key=key: page.keyboard.press(key))
+        moved_by(page, picture, lambda key=key: page.keyboard.press(key))
     page.keyboard.press("Space")                                         # and it stops
     page.wait_for_timeout(1500)
     tab_to("step")
-    moved_by(lambda: page.keyboard.press("ArrowLeft"))
+    moved_by(page, picture, lambda: page.keyboard.press("ArrowLeft"))
     tab_to("the U-Net")
     assert page.get_by_text("estimates the noise in the state").is_visible()
     assert all(stops) and page.errors == []
