@@ -11,7 +11,7 @@ import torch
 
 from minidiff.io.images import contact_sheet, plain
 from minidiff.io.write import write_atomic
-from minidiff.teach.show import READABLE, enlarged, labelled, of_pixels, opened, png, publish
+from minidiff.teach.show import READABLE, enlarged, few_colors, labelled, of_pixels, opened, png, publish
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +31,8 @@ def film(frames: Sequence, alt: str, *, names: Sequence[str] | None = None, widt
     """Show a film in a notebook: an animated WebP with a description, and a strip of frames where films do not run.
 
     Args:
-        frames: anything `minidiff.teach.show.show` takes, each of one size; of more than 25, 25 evenly spaced ones.
+        frames: anything `minidiff.teach.show.show` takes, each of one size; of more than 25, 25 evenly spaced ones; of
+            frames made of pixels 16.
         alt: what there is to see, in words. width: in the page, in pixels.
         names: of the frames, which stand above them, such as "t = 500"; None: "0 of 25", "1 of 25" …
         seconds, hold: as in `write_film`.
@@ -47,14 +48,14 @@ def film(frames: Sequence, alt: str, *, names: Sequence[str] | None = None, widt
     names = [f"{i} of {len(frames) - 1}" for i in range(len(frames))] if names is None else list(names)
     if len(names) != len(frames) or not frames:
         raise ValueError(f"a film needs a frame, and a name for each; there are {len(frames)} and {len(names)}")
-    pictures = [opened(png(frame, fast=True)) for frame in frames]
     room = max(READABLE, (width or 0) // 2)
-    if of_pixels(pictures[0], room):                                     # few colours, and squares of a whole number of
-        few = thin(list(zip(pictures, names)), NOISY)                    # pixels: noise takes much room
-        named = [(picture.quantize(64, kmeans=0, dither=0).convert("RGB"), name) for picture, name in few]
+    pixels = of_pixels(opened(png(frames[0], fast=True)), room)
+    named = [(opened(png(frame, fast=True)), name)
+             for frame, name in thin(list(zip(frames, names)), NOISY if pixels else FRAMES)]
+    if pixels:                                                           # noise takes much room: few colours, and
+        named = [(few_colors(picture, 64), name) for picture, name in named]  # squares of a whole number of pixels
         pictures = [labelled(enlarged(picture, max(room, 4 * picture.width)), name) for picture, name in named]
     else:
-        named = thin(list(zip(pictures, names)))
         pictures = [labelled(*each) for each in named]
     strip = contact_sheet([labelled(_narrow(picture), name) for picture, name in thin(named, STRIP)], 3, gap=4)
     if len(pictures) == 1:
@@ -115,7 +116,7 @@ def encode(frames: Sequence[Image.Image], suffix: str, *, seconds: float, hold: 
 
     if suffix.lower() != ".webp":
         return file(frames)
-    few = [frame.quantize(256, kmeans=0, dither=0).convert("RGB") for frame in frames]   # smaller, of pixels or lines
+    few = [few_colors(frame, 256) for frame in frames]                   # shorter, of pixels or lines
     return min(file(frames, quality=60, method=5), file(few, lossless=True, method=4), key=len)
 
 

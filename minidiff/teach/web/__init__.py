@@ -4,7 +4,7 @@ from __future__ import annotations
 import html
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +131,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def page(book: NotebookNode, linked: list[str] = [], name: str = "") -> str:
+def page(book: NotebookNode, linked: Sequence[str] = (), name: str = "") -> str:
     """A notebook as one web page.
 
     Args:
@@ -154,7 +154,7 @@ def page(book: NotebookNode, linked: list[str] = [], name: str = "") -> str:
                      TYPESET.replace("STARTUP", "false") + REACHED)
 
 
-def deck(book: NotebookNode, linked: list[str] = [], name: str = "") -> str:
+def deck(book: NotebookNode, linked: Sequence[str] = (), name: str = "") -> str:
     """A notebook as slides: a stack of slides for each cell marked "slide", a new one in it for each "subslide".
 
     What is marked "skip" is left out with the unmarked cells after it; so are exercises, what is said of running the
@@ -286,7 +286,7 @@ def output(out: NotebookNode, number: int) -> str:
     return scrolled(html.escape(data["text/plain"]), f"result of cell {number}")
 
 
-def _linked(text: str, names: list[str]) -> str:
+def _linked(text: str, names: Sequence[str]) -> str:
     """Links to notebooks as links to their pages; those that lead out of the folder as plain text."""
     def link(found: re.Match) -> str:
         target, mark, words = found[1], found[2] or "", found[3]
