@@ -161,6 +161,13 @@ def test_a_click_chooses_a_place(shown):
     assert Image.open(io.BytesIO(image.value)).getpixel((0, 0)) == (200, 200, 0)
 
 
+def test_a_figure_without_axes_can_be_explored(shown):
+    from matplotlib.figure import Figure
+
+    explore(lambda t: Figure((1, 1)), alt="nothing", t=range(2))
+    assert len(shown) == 2
+
+
 def test_the_place_lies_on_the_first_axes_of_a_figure():
     import matplotlib.pyplot as plt
 

@@ -6,7 +6,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from minidiff import cli
-from minidiff.teach.grade import grade
+from minidiff.teach.grade import grade, hand_ins
 
 IMPORT = "import torch\nfrom minidiff.teach import check"
 RIGHT = "check('01.1', lambda betas: torch.cumprod(1 - betas, 0))"
@@ -46,6 +46,14 @@ def test_ten_hand_ins_four_of_them_hostile(folder, capsys):
     assert out.splitlines()[-1] == "10 hand-ins, 5 exercises right"
     assert cli.main(["grade", str(folder), "--csv", str(folder / "marks.csv")]) == 2
     assert "marks.csv exists; --overwrite replaces it" in capsys.readouterr().err
+
+
+def test_a_folder_for_each_student_is_looked_through(tmp_path):
+    for name in ("ada/01.ipynb", "bo/01.ipynb", "bo/.ipynb_checkpoints/01-checkpoint.ipynb"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("no notebook")
+    assert [path.relative_to(tmp_path).as_posix() for path in hand_ins(tmp_path)] == ["ada/01.ipynb", "bo/01.ipynb"]
+    assert [row.file for row in grade(tmp_path)] == ["ada/01.ipynb", "bo/01.ipynb"]
 
 
 @pytest.mark.quick

@@ -65,7 +65,8 @@ def explore(draw: Callable, alt: str, *, width: int | None = None, start: dict[s
     def picture(*chosen: Any) -> bytes:
         what = draw(**dict(zip(values, chosen)))
         data = png(what, width=width, fast=True)
-        areas.append(area(what))
+        if place and not areas:
+            areas.append(area(what))
         return data
 
     *before, _ = begin.values()
