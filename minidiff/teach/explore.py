@@ -11,7 +11,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from minidiff.teach.film import as_film, thin
-from minidiff.teach.show import png, publish, small
+from minidiff.teach.show import labelled, opened, png, publish, small
 
 if TYPE_CHECKING:
     from ipywidgets import ToggleButton
@@ -60,10 +60,12 @@ def explore(draw: Callable, alt: str, *, width: int | None = None, start: dict[s
 
     draw = as_now(draw)
     areas: list[tuple[float, ...]] = []
+    titled: set[bool] = set()
 
     @cache
     def picture(*chosen: Any) -> bytes:
         what = draw(**dict(zip(values, chosen)))
+        titled.add(hasattr(what, "savefig"))                             # a figure says itself what it shows
         data = png(what, width=width, fast=True)
         if place and not areas:
             areas.append(area(what))
@@ -73,6 +75,9 @@ def explore(draw: Callable, alt: str, *, width: int | None = None, start: dict[s
     last = [*values.values()][-1]
     moments = [begin[[*values][-1]]] if _is_menu(last) else thin(last, STORED)
     stills = [picture(*before, value) for value in moments]
+    if titled == {False}:
+        stills = [png(labelled(opened(still), f"{[*values][-1]} = {value}"), fast=True)
+                  for still, value in zip(stills, moments)]
     still = small(stills[-1])
     film, mime = as_film(stills if len(stills) > 1 else [still])
     publish(film, mime, alt, still, width, live=lambda: _widget(picture, values, alt, width, begin, place and (
