@@ -6,130 +6,134 @@ import torch
 from minidiff.teach.check import Exercise
 
 
-def euler_step(x, eps, alpha, sigma, alpha1, sigma1):
-    """State x and noise estimate eps, tensors of one shape, at the level (alpha, sigma) -> x' at (alpha1, sigma1)."""
-    y, u, u1 = x / alpha, sigma / alpha, sigma1 / alpha1
-    return alpha1 * (y + (u1 - u) * eps)
+def repaired(slope, y, u, u1):
+    """The second slope is asked for where Euler's step ends: there, and at that noise level."""
+    first = slope(y, u)
+    second = slope(y + (u1 - u) * first, u1)
+    return y + (u1 - u) * (first + second) / 2
 
 
-def order_of_the_run(p, first):
-    """p, the order with a full past; first, a list, perhaps empty, with each first step's q -> the order of the run."""
-    return min([p, *first])
+def order_of_the_run(k, first):
+    """k, the order with a full past; first, a list, perhaps empty, with each first step's q -> the order of the run."""
+    return min([k, *first])
 
 
-def extrapolated(x0, before, h, h_before):
-    """x0 and before, tensors of one shape; h and h_before, numbers -> D, of their shape."""
-    return x0 + h / (2 * h_before) * (x0 - before)
+def two_values(y, eps, before, u, u1, u_before):
+    """The line's value in the middle of the step is its mean over the step."""
+    middle = eps + (eps - before) / (u - u_before) * (u1 - u) / 2
+    return y + (u1 - u) * middle
 
 
-def karras_levels(n, high, low, rho):
-    """n levels from high to low, evenly spaced in their rho-th root -> a Python list of n numbers."""
-    first, last = high ** (1 / rho), low ** (1 / rho)
-    return [(first + i / (n - 1) * (last - first)) ** rho for i in range(n)]
+def exact_path(y, u, u1, width):
+    """The cloud has the deviation √(width² + u²), and a point keeps its place in it."""
+    return y * math.sqrt((width**2 + u1**2) / (width**2 + u**2))
+
+
+def curved(y, u):
+    """Stands for a network: a slope that is no line in y, nor in u."""
+    return torch.tanh(y + 0.5 * u) * (1 + 0.2 * u)
+
+
+def averaged(second):
+    """A wrong Heun: `second(slope, y, u, u1, first)` is the slope that is averaged with the first."""
+    return lambda slope, y, u, u1: y + (u1 - u) * (slope(y, u) + second(slope, y, u, u1, slope(y, u))) / 2
+
+
+def by_weights(y, eps, before, u, u1, u_before):
+    d, last = u1 - u, u - u_before
+    return y + (d + d * d / (2 * last)) * eps - d * d / (2 * last) * before
 
 
 X, EPS = torch.tensor([[1.0, -0.5], [2.0, 0.3]]), torch.tensor([[0.4, 1.2], [-0.7, 0.1]])
-STEPS = (X, EPS, 0.6, 0.8, 0.8, 0.6), (X, EPS, 0.28, 0.96, 0.6, 0.8), (X, EPS, 1.0, 5.0, 1.0, 2.0), \
-    (X, EPS, 0.6, 0.8, torch.tensor(1.0), torch.tensor(0.0))  # of tensors 1/0 is inf: u upside down gets its sentence
+STEPS = (curved, X, 1.0, 0.6), (curved, EPS, 3.0, 2.0), (curved, X, 0.5, 0.1)
 RUNS = (1, []), (2, [2]), (2, [3]), (3, [2, 3]), (4, [2, 3, 4]), (3, [3, 3]), (5, [4, 6]), (3, [5, 2]), \
     (5, [5, 4, 3, 6]), (6, [5, 5])
-LINES = (X, EPS, 0.5, 0.25), (X, EPS, 0.2, 0.7), (X, EPS, 0.4, 0.4)
-LEVELS = (3, 10.0, 0.1, 7.0), (5, 14.6, 0.03, 7.0), (4, 80.0, 0.002, 3.0)
+LINES = (X, EPS, EPS.flip(0), 1.0, 0.7, 1.5), (X, EPS, EPS.flip(1), 0.4, 0.1, 0.5), (X, EPS, EPS.flip(0), 2.0, 1.0, 3.0)
+PATHS = (X, 2.0, 0.5, 1.0), (X, 1.0, 0.0, 0.5), (EPS, 0.3, 4.0, 2.0)
 
 EXERCISES = {
     "05.1": Exercise(
-        "a step of Euler's method from a state x", 2, 10, euler_step, STEPS,
+        "Heun's method, repaired", 2, 10, repaired, STEPS,
         wrong={
-            "the sign is wrong: the step is u' − u, new minus old, and negative on the way to the data":
-                lambda x, e, a, s, a1, s1: a1 * (x / a - (s1 / a1 - s / a) * e),
-            "this is y', the new state divided by alpha1: multiply by alpha1 to come back to x'":
-                lambda x, e, a, s, a1, s1: x / a + (s1 / a1 - s / a) * e,
-            "back from y' to x' it is alpha1, the alpha of the new level, that you multiply by":
-                lambda x, e, a, s, a1, s1: a * (x / a + (s1 / a1 - s / a) * e),
-            "x is used where y belongs: divide the state by alpha first":
-                lambda x, e, a, s, a1, s1: a1 * (x + (s1 / a1 - s / a) * e),
-            "u is upside down: noise to signal is sigma/alpha":
-                lambda x, e, a, s, a1, s1: a1 * (x / a + (a1 / s1 - a / s) * e),
-            "u is a ratio of amplitudes, sigma/alpha; this takes the variances":
-                lambda x, e, a, s, a1, s1: a1 * (x / a + ((s1 / a1) ** 2 - (s / a) ** 2) * e),
-            "this is right only where alpha is 1: the step is that of sigma/alpha, not of sigma":
-                lambda x, e, a, s, a1, s1: x + (s1 - s) * e,
-            "y is right, but the step is that of u: sigma1/alpha1 − sigma/alpha, not sigma1 − sigma":
-                lambda x, e, a, s, a1, s1: a1 * (x / a + (s1 - s) * e),
-            "alpha1 multiplies the whole of y', the step (u' − u)·eps too":
-                lambda x, e, a, s, a1, s1: a1 * x / a + (s1 / a1 - s / a) * e,
-            "alpha1 multiplies the whole of y', the old y too":
-                lambda x, e, a, s, a1, s1: x / a + a1 * (s1 / a1 - s / a) * e,
-            "this goes all the way to u = 0: the noise of the new level, sigma1·eps, is missing":
-                lambda x, e, a, s, a1, s1: a1 * (x - s * e) / a,
+            "this is the broken step: the second slope is asked for at the old noise level u; the look ahead is at u1":
+                averaged(lambda f, y, u, u1, first: f(y + (u1 - u) * first, u)),
+            "now the place is the old one: look ahead from where Euler's step ends, at u1":
+                averaged(lambda f, y, u, u1, first: f(y, u1)),
+            "the second slope alone has order 1, as the first alone; take the mean of both":
+                lambda f, y, u, u1: y + (u1 - u) * f(y + (u1 - u) * f(y, u), u1),
+            "this is Euler's step, order 1": lambda f, y, u, u1: y + (u1 - u) * f(y, u),
+            "the slopes are added, not averaged: divide by 2":
+                lambda f, y, u, u1: y + (u1 - u) * (f(y, u) + f(y + (u1 - u) * f(y, u), u1)),
+            "the sign is wrong: the step is u1 − u, new minus old, and negative on the way to the data":
+                lambda f, y, u, u1: y - (u1 - u) * (f(y, u) + f(y - (u1 - u) * f(y, u), u1)) / 2,
+            "the look ahead goes back: Euler's step is y + (u1 − u)·slope":
+                averaged(lambda f, y, u, u1, first: f(y - (u1 - u) * first, u1)),
+            "this starts the averaged step from where Euler's ends; go back to y first":
+                lambda f, y, u, u1: repaired(f, y, u, u1) + (u1 - u) * f(y, u),
         },
-        also=(lambda x, e, a, s, a1, s1: a1 * (x - s * e) / a + s1 * e,
-              lambda x, e, a, s, a1, s1: a1 / a * x + (s1 - a1 * s / a) * e)),
+        also=(lambda f, y, u, u1: 0.5 * (y + (u1 - u) * f(y, u)) + 0.5 * (
+            y + (u1 - u) * f(y + (u1 - u) * f(y, u), u1)),)),
     "05.2": Exercise(
         "the order of a run with a simple start", 2, 10, order_of_the_run, RUNS,
         wrong={
-            "an error of size h^q that is made once stays h^q: only what is made about 1/h times loses a power":
-                lambda p, first: min([p, *(q - 1 for q in first)]),
-            "the first steps count too: what they do wrong is carried to the end": lambda p, first: p,
-            "the many steps after them count too: they leave h^p": lambda p, first: min(first, default=p),
-            "each step of the method has an error h^(p+1), but about 1/h of them add up to h^p":
-                lambda p, first: min([p + 1, *first]),
-            "the sum is as large as its largest part, and for small h that is the one with the smallest power":
-                lambda p, first: max([p, *first]),
-            "look at every one of the first steps, not only at the very first": lambda p, first: min([p, *first[:1]]),
-            "look at every one of the first steps, not only at two of them": lambda p, first: min([p, *first[:2]]),
+            "an error of size δ^q that is made once stays δ^q: only what is made about 1/δ times loses a power":
+                lambda k, first: min([k, *(q - 1 for q in first)]),
+            "the first steps count too: what they do wrong is carried to the end": lambda k, first: k,
+            "the many steps after them count too: they leave δ^k": lambda k, first: min(first, default=k),
+            "each step of the method has an error δ^(k+1), but about 1/δ of them add up to δ^k":
+                lambda k, first: min([k + 1, *first]),
+            "the sum is as large as its largest part, and for small δ that is the one with the smallest power":
+                lambda k, first: max([k, *first]),
+            "look at every one of the first steps, not only at the very first": lambda k, first: min([k, *first[:1]]),
+            "look at every one of the first steps, not only at two of them": lambda k, first: min([k, *first[:2]]),
             "look at every one of the first steps, not only at the very first and the last of them":
-                lambda p, first: min([p, *first[:1], *first[-1:]]),
-            "look at every one of the first steps, not only at the last": lambda p, first: min([p, *first[-1:]]),
+                lambda k, first: min([k, *first[:1], *first[-1:]]),
+            "look at every one of the first steps, not only at the last": lambda k, first: min([k, *first[-1:]]),
             "the idea is right, but where first is empty min gets a single number and stops: give it a list":
-                lambda p, first: min(p, *first),
+                lambda k, first: min(k, *first),
             "of the first steps the worst counts, the one with the smallest q":
-                lambda p, first: min(p, max(first, default=p)),
-            "the smallest power is what counts, of the first steps and of p":
-                lambda p, first: max(first, default=p),
+                lambda k, first: min(k, max(first, default=k)),
+            "the smallest power is what counts, of the first steps and of k":
+                lambda k, first: max(first, default=k),
             "LMS here stops at four values, but the question is about any method: the order may be above 4":
-                lambda p, first: min([p, *first, 4]),
+                lambda k, first: min([k, *first, 4]),
         },
-        also=(lambda p, first: sorted([*first, p])[0],
-              lambda p, first: round(math.log2(sum(2.0 ** (-60 * q) for q in [p, *first])) / -60))),
+        also=(lambda k, first: sorted([*first, k])[0],
+              lambda k, first: round(math.log2(sum(2.0 ** (-60 * q) for q in [k, *first])) / -60))),
     "05.3": Exercise(
-        "x0 in the middle of the next step", 2, 10, extrapolated, LINES,
+        "multistep with two values", 2, 15, two_values, LINES,
         wrong={
-            "the ratio is upside down: the change per unit of λ is (x0 − before)/h_before":
-                lambda x, b, h, hb: x + hb / (2 * h) * (x - b),
-            "this is the value at the end of the step; the one in the middle is asked for, half a step on":
-                lambda x, b, h, hb: x + h / hb * (x - b),
-            "the sign is wrong: this goes back to what was said before instead of on":
-                lambda x, b, h, hb: x - h / (2 * hb) * (x - b),
-            "this is right only when both steps are of the same length: the slope is (x0 − before)/h_before":
-                lambda x, b, h, hb: x + 0.5 * (x - b),
-            "this is the middle of the last step, not of the next": lambda x, b, h, hb: (x + b) / 2,
-            "h is missing: slope times half the next step, not slope times a half":
-                lambda x, b, h, hb: x + (x - b) / (2 * hb),
+            "this is Euler's step; the line through both values bends it": lambda y, e, b, u, u1, ub: y + (u1 - u) * e,
+            "this is right only when both steps are of one length (3/2, −1/2)":
+                lambda y, e, b, u, u1, ub: y + (u1 - u) * (1.5 * e - 0.5 * b),
+            "this takes the line's value at the end of the step; its mean over the step is the one in the middle":
+                lambda y, e, b, u, u1, ub: y + (u1 - u) * (e + (e - b) / (u - ub) * (u1 - u)),
+            "the line is continued backwards: its slope is (eps − before)/(u − u_before)":
+                lambda y, e, b, u, u1, ub: y + (u1 - u) * (e - (e - b) / (u - ub) * (u1 - u) / 2),
+            "this is the mean of the two values; the line has to be continued past eps":
+                lambda y, e, b, u, u1, ub: y + (u1 - u) * (e + b) / 2,
+            "this integrates the line from u_before; the step goes from u to u1":
+                lambda y, e, b, u, u1, ub: y + (u1 - ub) * (b + (e - b) / (u - ub) * (u1 - ub) / 2),
+            "this is the change of y alone; add y": lambda y, *rest: two_values(0 * y, *rest),
         },
-        also=(lambda x, b, h, hb: (1 + h / (2 * hb)) * x - h / (2 * hb) * b,
-              lambda x, b, h, hb: torch.lerp(b, x, (hb + h / 2) / hb))),
+        also=(by_weights,)),
     "05.4": Exercise(
-        "levels after Karras et al.", 1, 5, karras_levels, LEVELS,
+        "where the curve goes for Gaussian data", 2, 10, exact_path, PATHS,
         wrong={
-            "rho is upside down: the levels are even in u^(1/rho), so take the root first and the power at the end":
-                lambda n, high, low, rho: karras_levels(n, high, low, 1 / rho),
-            "the ends are swapped: the first level is the noisiest": lambda n, *rest: karras_levels(n, *rest)[::-1],
-            "the last level is not reached: n levels have n − 1 steps between them, so divide i by n − 1":
-                lambda n, *rest: karras_levels(n + 1, *rest)[:-1],
-            "one level too many: n levels are asked for, both ends included":
-                lambda n, *rest: karras_levels(n + 1, *rest),
-            "these are still the roots: raise them to the power rho":
-                lambda n, *rest: [u ** (1 / rest[-1]) for u in karras_levels(n, *rest)],
-            "these are the right levels, in a tensor or an array: return them as a list, with .tolist()":
-                lambda *row: torch.tensor(karras_levels(*row)),
-            "this is even in u itself: the steps have to be even in u^(1/rho)":
-                lambda n, high, low, rho: karras_levels(n, high, low, 1.0),
-            "this is even in log u, what rho without end would give":
-                lambda n, high, low, rho: [high * (low / high) ** (i / (n - 1)) for i in range(n)],
+            "missing square root: the cloud's deviation is √(width² + u²)":
+                lambda y, u, u1, w: y * (w**2 + u1**2) / (w**2 + u**2),
+            "upside down: the deviation at u1 goes above, that at u below":
+                lambda y, u, u1, w: y * math.sqrt((w**2 + u**2) / (w**2 + u1**2)),
+            "variances add, deviations do not: √(width² + u²), not width + u":
+                lambda y, u, u1, w: y * (w + u1) / (w + u),
+            "this is one step of Euler's method; the exact solution bends":
+                lambda y, u, u1, w: y + (u1 - u) * u * y / (w**2 + u**2),
+            "the width of the data is missing: with noise alone the cloud would shrink to a point":
+                lambda y, u, u1, w: y * u1 / u,
+            "this is the average of the data possible at y; the path goes to the place of the same rank":
+                lambda y, u, u1, w: y * w**2 / (w**2 + u**2),
+            "width is a deviation; its square is added to u²":
+                lambda y, u, u1, w: y * math.sqrt((w + u1**2) / (w + u**2)),
         },
-        also=(lambda n, high, low, rho: [root ** rho for root in
-                                         torch.linspace(high ** (1 / rho), low ** (1 / rho), n).tolist()],
-              lambda n, high, low, rho: [((i * low ** (1 / rho) + (n - 1 - i) * high ** (1 / rho)) / (n - 1)) ** rho
-                                         for i in range(n)])),
+        also=(lambda y, u, u1, w: y / math.hypot(w, u) * math.hypot(w, u1),)),
 }
