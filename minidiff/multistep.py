@@ -88,7 +88,7 @@ def plms(denoise: Callable, x: Tensor, grid: Grid) -> Iterator[Step]:
 def dpmpp_2m(denoise: Callable, x: Tensor, grid: Grid, *, lower_order_final: bool = True) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): ddim with x0 extrapolated over lam.
 
-        x' = (sigma'/sigma)·x + (alpha' − sigma'·alpha/sigma)·D,   D = x0 + (x0 − x0_before)·h/(2·h_before),
+        x' = (sigma'/sigma)·x + (alpha' − sigma'·alpha/sigma)·x̄0,   x̄0 = x0 + (x0 − x0_before)·h/(2·h_before),
         h = lam' − lam,   lam = ln(alpha/sigma)
 
     The first step and one to sigma = 0 are of order 1, with lower_order_final also the last of fewer than 15.
@@ -106,9 +106,9 @@ def dpmpp_2m_sde(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 1.0, 
                  noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
     """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, appendix B; k-diffusion): dpmpp_2m with fresh noise.
 
-        x' = (sigma'/sigma)·q·x + (alpha' − sigma'·alpha/sigma·q)·D + sigma'·√(1 − q²)·z,   q = e^(−eta·h)
+        x' = (sigma'/sigma)·q·x + (alpha' − sigma'·alpha/sigma·q)·x̄0 + sigma'·√(1 − q²)·z,   q = e^(−eta·h)
 
-    h and D as in dpmpp_2m, which is eta = 0; with eta = 1 and D = x0 it is ddpm. Order 2, in distribution.
+    h and x̄0 as in dpmpp_2m, which is eta = 0; with eta = 1 and x̄0 = x0 it is ddpm. Order 2, in distribution.
     Matches: DPMSolverMultistepScheduler with algorithm_type "sde-dpmsolver++", tests/parity/test_stochastic.py.
 
     Args:
@@ -179,7 +179,7 @@ def lagrange_integrals(nodes: list[float], start: float, end: float) -> list[flo
 def corrector(h: float, h_before: float) -> tuple[float, float]:
     """UniC's p and q (Zhao et al. 2023, arXiv 2302.04867, algorithm 5): exact for x0 linear and quadratic in lam.
 
-        D = x0 + p·d + q·(x0' − x0),   d = (x0 − x0_before)·h/h_before,   D the mean of x0 under the weight e^lam
+        x̄0 = x0 + p·d + q·(x0' − x0),   d = (x0 − x0_before)·h/h_before,   x̄0: the mean under the weight e^lam
 
     Args:
         h: the length in lam of the step at hand, positive.

@@ -21,11 +21,11 @@ def ddim(denoise: Callable, x: Tensor, grid: Grid, *, eta: float = 0.0,
          noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Iterator[Step]:
     """DDIM (Song et al. 2020, arXiv 2010.02502, eq. 12 and 16); on the right grids also DDPM and both Eulers.
 
-        x' = alpha'·x0 + √(sigma'² − w²)·eps + w·z,   w = eta·sigma'·√(1 − r²),   r = sigma'·alpha/(alpha'·sigma)
+        x' = alpha'·x0 + √(sigma'² − σz²)·eps + σz·z,   σz = eta·sigma'·√(1 − (u'/u)²),   u = sigma/alpha
 
     Args:
         denoise: (x, level) -> Pred. x: (B,...), the start, `grid.start(z)`.
-        eta: 0 deterministic, 1 ancestral. noise: like -> fresh unit noise, asked for only where w > 0.
+        eta: 0 deterministic, 1 ancestral. noise: like -> fresh unit noise, asked for only where σz > 0.
 
     Matches: DDIMScheduler, tests/parity/test_samplers.py.
 
