@@ -205,8 +205,10 @@ def _from(g: argparse._ArgumentGroup) -> None:
                    help="how much of --init-image is redrawn, 0 to 1 (default 0.6; with --mask 1)")
     g.add_argument("--mask", metavar="FILE", help="a picture: repaint --init-image only where this is white")
     g.add_argument("--controlnet", metavar="FOLDER", action="append",
-                   help="a ControlNet, for --control-image; both may be given several times")
-    g.add_argument("--control-image", metavar="FILE", action="append", help="the picture that --controlnet is told")
+                   help="a ControlNet, for --control-image, or edges or masks, which ship with mini-sd; both may be "
+                        "given several times")
+    g.add_argument("--control-image", metavar="FILE", action="append",
+                   help="the picture that --controlnet is told; edges takes a photograph too")
     g.add_argument("--control-scale", type=_real, metavar="X", action="append",
                    help="how strongly it counts (default 1); for several ControlNets once for all or once for each")
     g.add_argument("--control-start", type=_real, metavar="X", action="append",
@@ -321,7 +323,7 @@ def _with_options(message: str, parser: argparse.ArgumentParser | None) -> str:
 def _train(recipe: str | None, list: bool, **options) -> None:
     if list:
         for name, about in recipes().items():
-            print(f"{name:10} {about}")
+            print(f"{name:16} {about}")
     elif recipe is None:
         raise ValueError("which recipe? minidiff train --list shows them")
     else:

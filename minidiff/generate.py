@@ -60,14 +60,17 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
             white; what is transparent is not.
         lora: LoRA files to load, each with its scale behind "=" unless that is 1: "watercolour.safetensors=0.8".
         embedding: files of textual inversions, each with its word behind "=" unless the file says it.
-        controlnet, control_image: ControlNets' folders or files, and the picture file that each is told, cut and
-            resized. control_scale, control_start, control_end: one for all or one for each.
+        controlnet, control_image: ControlNets' folders or files, or "edges" and "masks", which ship with mini-sd; and
+            the picture file that each is told, cut and resized. Those two find the edges of a photograph, take white on
+            black as it is, and invert a drawing on white, see `minidiff.data.hints.read`.
+        control_scale, control_start, control_end: one for all or one for each.
         grid: one file with all pictures side by side instead of one file each.
         film: also write how the (first) picture came about: the state beside the guess, ends in .png, .gif or .webp.
         out: the picture's file (several: -1, -2 … is added); None: minidiff-0001.png, the next free number.
         overwrite: whether an existing file may be replaced.
         metadata: whether the files say how they were made, also by which files, see `minidiff.io.parameters`.
-        say: gets a line at the end, which says what was drawn, where and how.
+        say: gets a line at the end, which says what was drawn, where and how; before it one for each control image of
+            the shipped ControlNets, with what was made of it.
 
     Returns:
         The files written.
@@ -114,7 +117,8 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
     sides = tuple(side or own for side, own in zip(sides, pipe.sides))
     settings |= {"height": sides[0], "width": sides[1]}
     settings |= {name: io.fit(picture, *sides) for name, picture in given.items() if name in ("image", "mask")}
-    settings |= _controls(pipe, given, sides, controlnet, control_scale, control_start, control_end)
+    seen: list[str] = []
+    settings |= _controls(pipe, given, sides, controlnet, control_scale, control_start, control_end, seen=seen)
     io.check_writable([*paths, *([Path(film)] if film else [])], overwrite)
     settled = pipe.settled(Settings(**settings))
     if enlarge is not None:
@@ -158,6 +162,8 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
         write_film([frame(pipe, step) for step in thin(moments)], film)
         written.append(Path(film))
     if say is not None:
+        for line in seen:
+            say(line)
         say(_said(pipe, known, images[0].size, taken, seed, count))
     return written
 
@@ -252,9 +258,12 @@ def _load(model: File, device: str | None, dtype: str | None, offload: bool, com
     return pipe.compile() if compile else pipe
 
 
-def _controls(pipe: StableDiffusion, given: dict, sides: tuple, nets: object, *numbers: object) -> dict[str, Any]:
-    """The settings of the ControlNets: nothing without any."""
-    from minidiff.io.images import fit
+def _controls(pipe: StableDiffusion, given: dict, sides: tuple, nets: object, *numbers: object,
+              seen: list[str]) -> dict[str, Any]:
+    """The settings of the ControlNets: nothing without any. What is made of a control image is added to `seen`."""
+    from minidiff.data.hints import HINTS, read
+    from minidiff.io.images import fit, to_tensor, to_unit
+    from minidiff.io.weights import weights_dir
     from minidiff.nets.controlnet import ControlNet
 
     nets = _listed(nets)
@@ -268,8 +277,15 @@ def _controls(pipe: StableDiffusion, given: dict, sides: tuple, nets: object, *n
         columns[name] = [float(number) for number in listed] * (len(nets) if len(listed) == 1 else 1)
     if not nets:
         return {}
-    loaded = [ControlNet.from_pretrained(net, device=pipe.device, dtype=pipe.unet.conv_in.weight.dtype) for net in nets]
-    return {"controlnet": loaded, "control_image": [fit(hint, *sides) for hint in given["hints"]], **columns}
+    places = [weights_dir() / f"controlnet-{net}" if net in HINTS else net for net in nets]
+    loaded = [ControlNet.from_pretrained(net, device=pipe.device, dtype=pipe.unet.conv_in.weight.dtype)
+              for net in places]
+    hints = [fit(hint, *sides) for hint in given["hints"]]
+    for k, net in enumerate(nets):
+        if net in HINTS:
+            hints[k], said = read(to_unit(to_tensor(hints[k], *sides)), net)
+            seen.append(f"control image: {said}")
+    return {"controlnet": loaded, "control_image": hints, **columns}
 
 
 def _known(pipe: StableDiffusion, s: Settings, options: dict[str, Any]) -> dict[str, Any]:

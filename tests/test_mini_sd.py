@@ -4,9 +4,11 @@ from collections import Counter
 import pytest
 import torch
 
-from minidiff.data import scenes
+from minidiff.data import hints, scenes
+from minidiff.generate import generate
 from minidiff.io.weights import weights_dir
-from minidiff.measure.evaluate import _pairs_right, prompt_set
+from minidiff.measure.evaluate import _pairs_right, prompt_set, right
+from minidiff.nets.controlnet import ControlNet
 from minidiff.nets.reader import Reader
 from minidiff.sd.pipeline import StableDiffusion
 
@@ -59,3 +61,38 @@ def test_the_unseen_pairs_were_never_in_the_training_data():
     drawn = [scene for _, part in [scenes.render(300, 16, seed=0)] for scene in part]
     assert drawn and not any((scene.color, scene.object) in scenes.HELD_OUT for scene in drawn)
     assert torch.tensor([scene.second is not None for scene in drawn]).float().mean() > 0.05
+
+
+@pytest.mark.parametrize("kind, least", [("edges", 0.5), ("masks", 0.5)])
+def test_the_shipped_controlnets_lead_and_the_prompt_still_counts(pipe, reader, kind, least):
+    """Of N drawings that no training saw, the hint; the prompt says what they show. Beside the same without control."""
+    pictures, shown = scenes.render(N, 128, seed=31, second=0.0)
+    told = hints.edges(pictures / 255) if kind == "edges" else hints.silhouettes(torch.arange(N), 128, 31, second=0.0)
+    net = ControlNet.from_pretrained(weights_dir() / f"controlnet-{kind}")
+    wanted = told if kind == "edges" else hints.edges(told)
+    agrees, found = {}, {}
+    for scale in (0.0, 1.0):
+        drawn = draw(pipe, [scenes.caption(scene) for scene in shown], controlnet=net, control_image=told,
+                     control_scale=scale)
+        lines = hints.edges(drawn / 2 + 0.5)
+        lines = lines if kind == "edges" else lines * torch.nn.functional.max_pool2d(wanted, 5, 1, 2)
+        agrees[scale] = hints.overlap(wanted, lines).mean().item()
+        rows = right(reader, shown, drawn)
+        found[scale] = sum(sum(row.values()) for row in rows) / sum(map(len, rows))
+    assert agrees[1.0] > max(least, agrees[0.0] + 0.15), agrees
+    assert found[1.0] > 0.95 * found[0.0], found
+
+
+def test_a_drawing_of_any_sort_leads_on_the_command_line(tmp_path):
+    from PIL import Image, ImageDraw
+
+    paper = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(paper).polygon([(60, 240), (60, 150), (110, 90), (160, 150), (160, 240)], outline="black", width=4)
+    paper.save(tmp_path / "sketch.png")
+    scene = scenes.Scene("day", "sun", "grass", "house", "red", "large", "left")
+    scenes.draw(scene, 128)[0].save(tmp_path / "photo.png")
+    for name, said in (("sketch", "dark lines on white, inverted"), ("photo", "a picture, its edges")):
+        lines = []
+        picture, = generate("a house", steps=2, controlnet="edges", control_image=tmp_path / f"{name}.png",
+                            out=tmp_path / f"{name}-drawn.png", say=lines.append)
+        assert picture.is_file() and lines[0].startswith(f"control image: {said}") and len(lines) == 2

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from minidiff.data import scenes
 from minidiff.io.weights import load_state, weights_dir
 from minidiff.nets.classifier import Classifier
+from minidiff.nets.controlnet import ControlNet
 from minidiff.nets.patches import Patches
 from minidiff.nets.reader import SCENE, THING
 from minidiff.nets.unet import UNet
@@ -110,6 +111,33 @@ def test_a_unet_that_goes_on_learns_with_the_weights_of_v_and_its_text_encoder(m
     recipes.run("unet", steps=2, init=model / "unet", resume=True, **options)
     with pytest.raises(ValueError, match="was made with another U-Net to go on from"):
         recipes.run("unet", steps=3, resume=True, **options)
+
+
+def test_a_controlnet_is_trained_beside_a_model_that_stays_as_it_is(model, folder, tmp_path):
+    import diffusers
+
+    before = {file: file.read_bytes() for file in model.rglob("*.safetensors") if "train" not in file.parts}
+    recipes.run("controlnet-edges", out=tmp_path, steps=2, size=64, device="cpu", data=folder, init=model, batch=8)
+    assert all(file.read_bytes() == kept for file, kept in before.items()) and len(before) == 3
+    net, unet = ControlNet.from_pretrained(tmp_path), UNet.from_pretrained(model / "unet")
+    assert net.config.factor == 4 and any(zero.weight.any() for zero in net.controlnet_down_blocks)
+    theirs = diffusers.ControlNetModel.from_pretrained(tmp_path)
+    assert theirs.state_dict().keys() == net.state_dict().keys()
+    x, hint = torch.randn(1, 4, 16, 16), net.look(torch.rand(1, 3, 64, 64))
+    context = torch.randn(1, 77, 128)
+    assert not torch.equal(unet(x, 500, context, residuals=net(x, 500, context, hint=hint)), unet(x, 500, context))
+    assert (tmp_path / "train/controlnet-edges/samples/0000002.png").is_file()
+    assert json.loads((tmp_path / "logs/controlnet-edges.jsonl").read_text())["step"] == 2
+
+
+def test_a_controlnet_for_masks_needs_scenes_and_every_controlnet_a_whole_model(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "DRAWINGS", 40)
+    recipes.run("controlnet-masks", out=tmp_path / "net", steps=1, size=64, device="cpu", init=model, batch=4)
+    assert ControlNet.from_pretrained(tmp_path / "net").config.conditioning_channels == 3
+    with pytest.raises(ValueError, match="cannot be trained on a folder"):
+        recipes.run("controlnet-masks", out=tmp_path / "a", steps=1, size=64, device="cpu", data=folder, init=model)
+    with pytest.raises(ValueError, match="is no whole model"):
+        recipes.run("controlnet-edges", out=tmp_path / "b", steps=1, size=64, device="cpu", init=model / "unet")
 
 
 def test_latents_are_cached_until_the_vae_changes(model, folder):

@@ -58,8 +58,10 @@ FOREIGN = {  # a name that only the files of this kind have: what they are
     "double_blocks.0.img_attn.qkv.weight": "model of FLUX",
     "single_transformer_blocks.0.attn.to_q.weight": "model of FLUX",
     "transformer_blocks.0.attn.add_k_proj.weight": "model of Stable Diffusion 3"}
-OTHERS = {".hada_": "LoHa", ".lokr_": "LoKr", ".dora_scale": "DoRA", "lora_magnitude_vector": "DoRA",
-          "ip_adapter.": "IP-Adapter"}  # a part of a name that only files of this kind have
+OTHERS = {".oft_blocks": "OFT", ".oft_diag": "OFT", ".oft_R": "OFT", ".boft_R": "BOFT", ".a1.weight": "GLoRA",
+          ".ia3_l": "IA3 of PEFT", ".vera_": "VeRA", "ip_adapter.": "IP-Adapter"}  # a part of a name that only files
+# of this kind have
+RELATIVES = ("lora", "lycoris_", ".hada_", ".lokr_", ".dora_scale", ".diff", ".w_norm", ".b_norm", ".on_input")
 CONTENTS = {"checkpoint": "whole model", "lora": "LoRA", "controlnet": "ControlNet", "unet": "U-Net", "vae": "VAE",
             "text_encoder": "text encoder", "embedding": "textual inversion", "unknown": "file of an unknown kind"}
 
@@ -83,7 +85,7 @@ def kind(state: State) -> str:
         return "checkpoint"
     if stranger := next((title for part, title in OTHERS.items() if any(part in key for key in state)), None):
         return stranger
-    if any("lora" in key for key in state):
+    if any(part in key for key in state for part in RELATIVES):
         return "lora"
     if has(*PARTS["controlnet"], "zero_convs.", "controlnet_"):
         return "controlnet"

@@ -1,21 +1,23 @@
-"""LoRA (Hu et al., 2106.09685): low-rank changes of a model's weights, in the files of kohya, diffusers and PEFT.
+"""LoRA (Hu et al., 2106.09685) and its relatives: files that change a model's weights, of kohya, diffusers and PEFT.
 
-    W' = W + scale · (alpha/rank) · up·down
+    W' = W + scale · Δ,   of a LoRA Δ = (alpha/rank)·up·down; the other kinds are in `minidiff.io.lycoris`
 """
 
 import itertools
 import math
 import re
 from collections.abc import Iterable
+from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minidiff.io import rename
-from minidiff.io.checkpoint import CONTENTS, TITLES, WIDTHS, context_width, kind
+from minidiff.io.checkpoint import CONTENTS, OTHERS, TITLES, WIDTHS, context_width, kind
+from minidiff.io.lycoris import Change, Kind, build, fits, strength, tensors
 from minidiff.io.plain_text import parse, read_json
 from minidiff.io.weight_file import read_notes
 from minidiff.io.weights import first_ten, load_state, nonfinite, save_state
@@ -23,34 +25,20 @@ from minidiff.io.weights import first_ten, load_state, nonfinite, save_state
 # the end of a key; before it stands the name of the layer, and in old files `_lora`
 PAIR = re.compile(r"(.+?)(?:_lora|\.lora|\.lora_linear_layer)?\.(lora_down|lora_A|down|lora_up|lora_B|up)"
                   r"(?:\.default)?\.weight")
+PART = re.compile(r"(.+?)\.(hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|diff|diff_b|w_norm|b_norm|on_input|"
+                  r"lora_mid|dora_scale|lora_magnitude_vector|weight)(?:\.default)?(?:\.weight)?")
+ALIAS = {"lora_mid": "mid", "lora_magnitude_vector": "dora_scale"}
+METHODS = ("LORA", "LOHA", "LOKR")  # of PEFT's settings
 PEFT = ("adapter_model.safetensors", "adapter_model.bin")
-KOHYA = {"unet": ("lora_unet_",), "text_encoder": ("lora_te_", "lora_te1_"), "text_encoder_2": ("lora_te2_",)}
+KOHYA = {"unet": ("lora_unet_", "lycoris_"), "text_encoder": ("lora_te_", "lora_te1_"),
+         "text_encoder_2": ("lora_te2_",)}
+COMFY = {"unet": ("diffusion_model.",), "text_encoder": ("text_encoders.clip_l.transformer.", "clip_l.transformer."),
+         "text_encoder_2": ("text_encoders.clip_g.transformer.", "clip_g.transformer.")}
+NORMS = (nn.GroupNorm, nn.LayerNorm)
 OLD = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "to_out.0": "to_out"}
 
 
-class Change(NamedTuple):
-    """What a LoRA adds to one weight: factor·up·down, with factor = alpha/rank."""
-
-    down: Tensor  # (rank, inputs), of a convolution (rank, inputs, k, k)
-    up: Tensor  # (outputs, rank), or with (…, 1, 1)
-    factor: float = 1.0
-
-    def delta(self, like: Tensor) -> Tensor:
-        """The change itself, float32, of the shape and on the device of `like`.
-
-        >>> Change(torch.ones(1, 2), torch.ones(3, 1), 0.5).delta(torch.zeros(3, 2))[0]
-        tensor([0.5000, 0.5000])
-        """
-        up, down = (part.to(like.device, torch.float32).flatten(1) for part in (self.up, self.down))
-        return self.factor * (up @ down).reshape(like.shape)
-
-    def fits(self, weight: Tensor) -> bool:
-        """Whether it can be added to this weight."""
-        (out, rank), (columns, inputs) = self.up.flatten(1).shape, self.down.flatten(1).shape
-        return (out, rank, inputs) == (len(weight), columns, weight[0].numel())
-
-
-Lora = dict[str, Change]  # by the name of the layer, such as "unet.mid_block.attentions.0.proj_in"
+Lora = dict[str, Kind]  # by the name of the layer, as "unet.mid_block.attentions.0.proj_in"; of a bias with ".bias"
 
 
 class Loras:
@@ -104,7 +92,7 @@ class Loras:
     def _mix(self, names: Iterable[str]) -> None:
         """Write original + Σ scale·delta into these layers."""
         for name in names:
-            weight = self.layers[name].weight
+            weight = _weight(self.parts, name)
             original = self.originals.setdefault(name, weight.data).to(weight)
             changes = [(lora[name], scale) for lora, scale in self.loaded.values() if name in lora]
             if changes:
@@ -116,7 +104,11 @@ class Loras:
 
 
 def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
-    """Read a LoRA file: kohya's (also on CompVis names, as for SDXL), diffusers' of every age, PEFT's.
+    """Read a LoRA file: kohya's and LyCORIS' (also on CompVis names, as for SDXL), diffusers' of every age, PEFT's,
+    ComfyUI's.
+
+    LoRA, also of convolutions with a core, LoHa, LoKr, IA3, DoRA of each, and whole differences of weights, biases and
+    norms.
 
     Args:
         path: the file, or a folder with `pytorch_lora_weights.safetensors`, or with PEFT's `adapter_model.safetensors`
@@ -132,50 +124,63 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
     state = load_state(path, "pytorch_lora_weights")
     if (what := kind(state)) in CONTENTS and what not in ("lora", "unknown"):
         raise ValueError(f"{path} is no LoRA but a {CONTENTS[what]}")
+    if what in OTHERS.values():
+        raise ValueError(f"{path} is of the kind {what}, which is not supported; LoRA, LoHa, LoKr, DoRA and IA3 are")
     made, own = context_width(state), getattr(getattr(parts.get("unet"), "config", None), "cross_attention_dim", None)
     if made and own and made != own:
         raise ValueError(f"{path} is a LoRA of {_family(made)}, and this model is of {_family(own)}")
-    layers, pairs, alphas, odd, twice = _layers(parts), {}, {}, [], []
-    names = _spellings(layers)
+    pairs: dict[str, dict[str, Tensor]] = {}
+    names, alphas, odd, twice = _spellings(_layers(parts) | _layers(parts, NORMS)), {}, [], []
     for key, tensor in state.items():
-        match = PAIR.fullmatch(key)
+        pair = PAIR.fullmatch(key)
+        match = pair or PART.fullmatch(key)
         spelled = match[1] if match else key.removesuffix(".alpha")
         name = names.get(spelled.replace(".processor.", ".").removeprefix("base_model.model."))
-        half = "down" if match and match[2] in ("lora_down", "lora_A", "down") else "up"
-        if not name or not (match and tensor.ndim > 1 and tensor.numel() or key.endswith(".alpha")
-                            and tensor.numel() == 1 and not tensor.is_complex()):
+        if not name or not tensor.numel() or not (match and (not pair or tensor.ndim > 1) or key.endswith(".alpha")
+                                                  and tensor.numel() == 1 and not tensor.is_complex()):
             odd.append(key)
-        elif half in pairs.get(name, {}) if match else name in alphas:
+            continue
+        part = "" if not match else ALIAS.get(match[2], match[2]) if not pair else \
+            "down" if match[2] in ("lora_down", "lora_A", "down") else "up"
+        name += ".bias" if part in ("diff_b", "b_norm") else ""
+        if part in pairs.get(name, {}) if match else name in alphas:
             twice.append(key)
         elif match:
-            pairs.setdefault(name, {})[half] = tensor
+            # PEFT's lengths are always those of the outputs, though a convolution's have the shape (1, out, 1, 1)
+            pairs.setdefault(name, {})[part] = tensor.flatten() if "magnitude" in match[2] else tensor
         else:
             alphas[name] = float(tensor)
-    halves = [name for name, pair in pairs.items() if len(pair) == 1] + sorted(alphas.keys() - pairs.keys())
-    settings = _settings(path)
-    try:
-        lora = {name: Change(**pair, factor=_factor(name, len(pair["down"]), alphas, settings))
-                for name, pair in pairs.items() if len(pair) == 2}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    shapes = [f"{name} {list(c.up.shape)}·{list(c.down.shape)} for {list(layers[name].weight.shape)}"
-              for name, c in lora.items() if not c.fits(layers[name].weight)]
-    whole = [key for key, tensor in state.items() if not tensor.is_floating_point() and not key.endswith(".alpha")]
+    settings, lora, halves = _settings(path), {}, sorted(alphas.keys() - pairs.keys())
+    for name, found in pairs.items():
+        try:
+            lora[name] = build(found, partial(_factor, name, alphas=alphas, settings=settings))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    halves = [name for name, change in lora.items() if change is None] + halves
+    shapes = [f"{name} {'·'.join(str(list(part.shape)) for part in reversed(tensors(change)))} for "
+              f"{list(_weight(parts, name).shape)}" for name, change in lora.items()
+              if change is not None and not fits(change, _weight(parts, name))]
+    whole = [key for key, tensor in state.items()
+             if not tensor.is_floating_point() and not key.endswith((".alpha", ".on_input"))]
     problems = {"unknown": odd, "for a layer that has one already": twice, "without its counterpart": halves,
                 "of the wrong shape": shapes, "not of real numbers": whole}
-    if said := "; ".join(f"{what}: {first_ten(names)}" for what, names in problems.items() if names):
-        raise ValueError(f"{path} does not fit this model, or is no plain LoRA (LoHa, LoKr and DoRA are not "
-                         f"supported); {said}")
+    if said := "; ".join(f"{what}: {first_ten(keys)}" for what, keys in problems.items() if keys):
+        raise ValueError(f"{path} does not fit this model; {said}")
     if not lora:
         raise ValueError(f"{path} holds no LoRA: it is empty")
-    if broken := [name for name, c in lora.items()
-                  if nonfinite({"down": c.down, "up": c.up}) or not math.isfinite(c.factor)]:
+    if broken := [name for name, change in lora.items() if not math.isfinite(strength(change))
+                  or nonfinite({str(i): part for i, part in enumerate(tensors(change))})]:
         raise ValueError(f"{path} holds NaN or infinite numbers in {first_ten(broken)}")
     return lora
 
 
-def save_lora(lora: Lora, path: str | Path) -> None:
-    """Write a LoRA in PEFT's naming, which diffusers loads; alpha is multiplied in.
+def save_lora(lora: Lora, path: str | Path, *, kohya: bool = False) -> None:
+    """Write a plain LoRA: in PEFT's naming, which diffusers loads, or in kohya's, which the web UIs do.
+
+    In the first alpha is multiplied in; in the second it stands beside, and rank and alpha are noted as kohya does.
+
+    Raises:
+        ValueError: a change of another kind.
 
     >>> import tempfile
     >>> folder, net = tempfile.TemporaryDirectory(), nn.Sequential(nn.Linear(2, 3))
@@ -183,8 +188,20 @@ def save_lora(lora: Lora, path: str | Path) -> None:
     >>> load_lora(f"{folder.name}/a.safetensors", {"unet": net})["unet.0"].up[0]
     tensor([0.5000])
     """
-    state = {f"{name}.lora_A.weight": change.down for name, change in lora.items()}
-    save_state(state | {f"{name}.lora_B.weight": c.factor * c.up for name, c in lora.items()}, path)
+    if odd := [name for name, change in lora.items() if not isinstance(change, Change) or change.mid is not None]:
+        raise ValueError(f"only plain LoRAs are written, not those of {first_ten(odd)}")
+    state, notes = {}, {}
+    for name, change in lora.items():
+        if kohya:
+            part, _, layer = name.partition(".")
+            key, alpha = KOHYA[part][0] + layer.replace(".", "_"), change.factor * len(change.down)
+            state |= {f"{key}.lora_down.weight": change.down, f"{key}.lora_up.weight": change.up,
+                      f"{key}.alpha": torch.tensor(alpha)}
+            notes = {"ss_network_module": "networks.lora", "ss_network_dim": str(len(change.down)),
+                     "ss_network_alpha": f"{alpha:g}"}
+        else:
+            state |= {f"{name}.lora_A.weight": change.down, f"{name}.lora_B.weight": change.factor * change.up}
+    save_state(state, path, notes)
 
 
 def _family(width: int) -> str:
@@ -192,10 +209,17 @@ def _family(width: int) -> str:
     return TITLES[WIDTHS[width]] if width in WIDTHS else f"another family (its context is {width} wide)"
 
 
-def _layers(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
+def _layers(parts: dict[str, nn.Module], kinds: tuple[type, ...] = (nn.Linear, nn.Conv2d)) -> dict[str, nn.Module]:
     """{"unet.conv_in": …}: every layer that a LoRA can change."""
     return {f"{part}.{name}": layer for part, net in parts.items() for name, layer in net.named_modules()
-            if isinstance(layer, (nn.Linear, nn.Conv2d))}
+            if isinstance(layer, kinds)}
+
+
+def _weight(parts: dict[str, nn.Module], name: str) -> nn.Parameter:
+    """The weight of a layer, or its bias where the name ends so."""
+    part, _, path = name.removesuffix(".bias").partition(".")
+    layer = parts[part].get_submodule(path)
+    return layer.bias if name.endswith(".bias") else layer.weight
 
 
 def _spellings(layers: Iterable[str]) -> dict[str, str]:
@@ -214,6 +238,7 @@ def _spellings(layers: Iterable[str]) -> dict[str, str]:
         theirs = compvis[f"{path}.weight"].name.removesuffix(".weight") if part == "unet" else path
         for spelled in {path, theirs}:
             layer_of |= {prefix + spelled.replace(".", "_"): name for prefix in KOHYA[part]}
+            layer_of |= {prefix + spelled: name for prefix in COMFY[part]}
     return layer_of
 
 
@@ -235,13 +260,16 @@ def _settings(path: Path) -> dict[str, Any]:
     return noted or {}
 
 
-def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, Any]) -> float:
-    """alpha/rank, or with use_rslora alpha/√rank (2312.03732); alpha of the layer, else of its part, else the rank."""
+def _factor(name: str, rank: int, *, alphas: dict[str, float], settings: dict[str, Any]) -> float:
+    """alpha/rank, or with use_rslora alpha/√rank (2312.03732); alpha of the layer, else of its part, else the rank.
+
+    Rank 0 is that of a change of which no part is of low rank.
+    """
     part, _, path = name.partition(".")
-    patterns, whole, root = (settings.get(f"{part}.{key}") for key in ("alpha_pattern", "lora_alpha", "use_rslora"))
-    if (method := settings.get(f"{part}.peft_type") or "LORA") != "LORA" or settings.get(f"{part}.use_dora"):
-        raise ValueError(f"the LoRA's settings for {part} say {method if method != 'LORA' else 'use_dora'}; supported "
-                         "are plain LoRAs")
+    if (method := settings.get(f"{part}.peft_type") or "LORA") not in METHODS:
+        raise ValueError(f"the LoRA's settings for {part} say {method}; supported are {', '.join(METHODS)}")
+    said = "lora_alpha" if method == "LORA" else "alpha"
+    patterns, whole, root = (settings.get(f"{part}.{key}") for key in ("alpha_pattern", said, "use_rslora"))
     if not (isinstance(patterns, dict | None) and isinstance(root, bool | None) and all(
             isinstance(alpha, int | float | None) and not isinstance(alpha, bool)
             for alpha in (whole, *(patterns or {}).values()))):
@@ -253,5 +281,9 @@ def _factor(name: str, rank: int, alphas: dict[str, float], settings: dict[str, 
                          "layers, or their ends: regular expressions of a file are not run")
     matching = [patterns[pattern] for pattern, layer in spelled.items()
                 if path == layer.removeprefix("^") or f".{path}".endswith(f".{layer}")]
+    if not rank:                                            # nothing is of low rank: alpha counts for PEFT alone
+        rank, alphas = settings.get(f"{part}.r"), {}
+        if not rank:
+            return 1.0
     alpha = next((a for a in (alphas.get(name), *matching[:1], whole) if a is not None), rank)
     return alpha / (rank ** 0.5 if root else rank)

@@ -244,21 +244,23 @@ def tokenize_all(tokenizer: Tokenizer, captions: list[list[str]]) -> Tensor:
     return torch.cat(chunks).unflatten(0, (-1, k))
 
 
-def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Tensor]:
+def latents(run: Run, size: int, data: Path | None, model: Path | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled posterior means and stds (n,C,h,w) float16 and caption ids (n,wordings,77), cached in out/train.
 
-    The file's name has a digest of the VAE, the vocabulary and the pictures that made it: others make another file.
+    VAE and vocabulary are those of `model`, by default of the run's own folder. The file's name has a digest of them
+    and of the pictures: others make another file.
     """
     from tqdm import tqdm
 
-    made = digest(run.out / "vae", run.out / "tokenizer") + (run.made.get(SOURCES) or sources(size, data, run.seed))
+    model = model or run.out
+    made = digest(model / "vae", model / "tokenizer") + (run.made.get(SOURCES) or sources(size, data, run.seed))
     made += "" if data else str(drawings(run))
     name = f"latents-{cache_name(size, data)}-{hashlib.sha256(made.encode()).hexdigest()[:16]}.safetensors"
     cache = run.out / "train" / name
     if not cache.is_file():
         pictures, captions = dataset(run, size, data)
         device = run.device or default_device()
-        net = VAE.from_pretrained(run.out / "vae", device=device)
+        net = VAE.from_pretrained(model / "vae", device=device)
         means, stds = [], []
         with torch.inference_mode():
             for rows in tqdm(torch.arange(len(pictures)).split(256), "latents", unit="batch"):
@@ -266,7 +268,7 @@ def latents(run: Run, size: int, data: Path | None) -> tuple[Tensor, Tensor, Ten
                 means.append((net.config.scaling_factor * mean).half().cpu())
                 stds.append((net.config.scaling_factor * (0.5 * logvar).exp()).half().cpu())
         save_state({"mean": torch.cat(means), "std": torch.cat(stds),
-                    "ids": tokenize_all(load_tokenizer(run.out / "tokenizer"), captions)}, cache)
+                    "ids": tokenize_all(load_tokenizer(model / "tokenizer"), captions)}, cache)
         announce(cache, "their latents")
     state = load_state(cache)
     return state["mean"], state["std"], state["ids"]

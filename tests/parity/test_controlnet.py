@@ -75,6 +75,27 @@ def test_diffusers_loads_what_we_save(tmp_path):
     assert all(torch.equal(theirs.state_dict()[k], v) for k, v in ours.state_dict().items())
 
 
+def test_gradients_are_diffusers_on_copied_weights(tmp_path):
+    theirs = control_net(3, **SHAPES["mini"] | {"up_block_types": None})
+    theirs.save_pretrained(tmp_path)
+    ours = ControlNet.from_pretrained(tmp_path).double()
+    theirs = theirs.double()
+    g = torch.Generator().manual_seed(0)
+    c = ours.config
+    x = torch.randn(2, c.in_channels, 8, 8, generator=g).double()
+    context = torch.randn(2, 7, c.cross_attention_dim, generator=g).double()
+    picture = torch.rand(2, 3, 8 * c.factor, 8 * c.factor, generator=g).double()
+    residuals = ours(x, 7.0, context, hint=ours.look(picture))
+    down, middle = theirs(x, 7.0, context, controlnet_cond=picture, return_dict=False)
+    for mine, other in zip(residuals, (*down, middle), strict=True):
+        assert_close(mine, other)
+    sum(r.square().sum() for r in residuals).backward()
+    sum(r.square().sum() for r in (*down, middle)).backward()
+    wanted = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert_close(parameter.grad, wanted[name].grad, rtol=1e-6, atol=1e-9)
+
+
 def test_from_unet_copies_what_diffusers_copies(tmp_path):
     torch.manual_seed(0)
     theirs = diffusers.UNet2DConditionModel(**tiny.UNET)

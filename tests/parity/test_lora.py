@@ -6,14 +6,15 @@ import types
 import diffusers
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
-from minidiff.io.lora import load_lora, save_lora
+from minidiff.io.lora import Loras, load_lora, save_lora
+from minidiff.nets.lora import adapt
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.sd.pipeline import StableDiffusion
 from tests.parity import families
@@ -258,3 +259,63 @@ def test_an_sdxl_embedding_file_gives_diffusers_embeddings(sdxl, tmp_path):
     got = ours.text(["a house, style, snow"])
     assert_close(got[0], context, atol=1e-5, rtol=1e-5)
     assert_close(got[1], vec, atol=1e-5, rtol=1e-5)
+
+
+class Small(nn.Module):
+    """A convolution with a stride and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.linear(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("alpha", [None, 3.0])
+def test_a_lora_in_training_is_pefts_values_and_gradients(alpha):
+    torch.manual_seed(0)
+    ours, theirs = Small().double(), Small().double()
+    theirs.load_state_dict(ours.state_dict())
+    loras = adapt(ours, "conv|linear", rank=2, alpha=alpha)
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=alpha or 2, target_modules=["conv", "linear"]), theirs)
+    for name, lora in loras.items():
+        layer = theirs.get_submodule(name)
+        for own, half in ((lora.down, layer.lora_A), (lora.up, layer.lora_B)):
+            own.weight.data.normal_()
+            half["default"].weight.data.copy_(own.weight.data)
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    assert_close(ours(x), theirs(x))
+    for net in (ours, theirs):
+        net(x).square().sum().backward()
+    for name, lora in loras.items():
+        layer = theirs.get_submodule(name)
+        assert_close(lora.down.weight.grad, layer.lora_A["default"].weight.grad)
+        assert_close(lora.up.weight.grad, layer.lora_B["default"].weight.grad)
+    assert all(p.grad is None for lora in loras.values() for p in lora.layer.parameters())
+
+
+@pytest.mark.parametrize("config", [
+    LoHaConfig(r=2, alpha=3, target_modules=["conv", "linear"]),
+    LoHaConfig(r=2, alpha=3, target_modules=["conv", "linear"], use_effective_conv2d=True),
+    LoKrConfig(r=2, alpha=3, target_modules=["conv", "linear"]),
+    LoKrConfig(r=1, alpha=3, target_modules=["conv", "linear"], decompose_both=True, use_effective_conv2d=True),
+    LoraConfig(r=2, lora_alpha=3, target_modules=["conv", "linear"], use_dora=True)],
+    ids=["loha", "loha-core", "lokr", "lokr-core", "dora"])
+def test_pefts_own_loha_lokr_and_dora_files_change_the_weights_as_peft_does(config, tmp_path):
+    torch.manual_seed(0)
+    ours = Small()
+    base = Small()
+    base.load_state_dict(ours.state_dict())
+    model = get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.3)
+            if "magnitude" in name:
+                parameter.data.abs_()
+    model.save_pretrained(tmp_path)
+    loras = Loras({"unet": ours})
+    loras.add(load_lora(tmp_path, {"unet": ours}))
+    merged = model.merge_and_unload()
+    for name in ("conv", "linear"):
+        assert_close(ours.get_submodule(name).weight, merged.get_submodule(name).weight, rtol=1e-4, atol=1e-4)

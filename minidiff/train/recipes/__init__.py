@@ -10,6 +10,7 @@ from minidiff.data.files import metadata
 from minidiff.io.hub import SHIPPED
 from minidiff.io.weights import weights_dir
 from minidiff.train.pictures import DRAWINGS, enough, made_of
+from minidiff.train.recipes.adapt import controlnet_edges, controlnet_masks, lora
 from minidiff.train.recipes.begin import model_parts
 from minidiff.train.recipes.judges import counter, reader
 from minidiff.train.recipes.mini_sd import clip, perceptual, unet, vae
@@ -20,12 +21,16 @@ from minidiff.values import whole
 
 RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": clip, "perceptual": perceptual,
                                 "vae": vae, "unet": unet, "pixels": pixels, "pixels-class": pixels_class,
-                                "classifier": classifier}
+                                "classifier": classifier, "controlnet-edges": controlnet_edges,
+                                "controlnet-masks": controlnet_masks, "lora": lora}
 STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
-         "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500}  # those of the weights that ship
+         "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500, "controlnet-edges": 4_000,
+         "controlnet-masks": 4_000, "lora": 400}  # those of the weights that ship
 BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8, "unet": 64, "pixels": 64,
-           "pixels-class": 64, "classifier": 64}
+           "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8}
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
+BESIDE = {"controlnet-edges", "controlnet-masks", "lora"}  # these leave the model in --init as it is,
+FEW = 8_000                                                # and need fewer drawings
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
@@ -57,7 +62,11 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     data, init = (Path(folder) if folder else None for folder in (data, init))
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, batch, seed=seed)
-    if init and (init / "model_index.json").is_file():
+    if name in BESIDE:
+        init = init or weights_dir() / SHIPPED
+        if not (init / "model_index.json").is_file():
+            raise ValueError(f"{init} is no whole model in diffusers' layout; {name} needs one, or {SHIPPED}")
+    elif init and (init / "model_index.json").is_file():
         if data:
             metadata(data, size)                                           # before anything is written
         init = model_parts(init, out, name)
@@ -70,7 +79,9 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         usual = before.get("batch", 32 if name == "vae" and size <= 64 else BATCHES.get(name, 1))
         settings = replace(settings, batch=settings.batch or usual)
         number = before.get("drawings", DRAWINGS) if resume else enough(settings.steps * settings.batch)
-        made = made_of(settings, size, data, init, parts) | eye | {"drawings": number, "batch": settings.batch}
+        number = min(number, FEW) if name in BESIDE else number
+        model = {"another model": digest(*sorted(init.glob("*/")))} if name in BESIDE else {}
+        made = made_of(settings, size, data, init, parts) | eye | model | {"drawings": number, "batch": settings.batch}
         settings = replace(settings, made=made)
         check(work, settings.made, resume)
         RECIPES[name](settings, size=size, data=data, init=init)
