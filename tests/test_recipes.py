@@ -140,6 +140,61 @@ def test_a_controlnet_for_masks_needs_scenes_and_every_controlnet_a_whole_model(
         recipes.run("controlnet-edges", out=tmp_path / "b", steps=1, size=64, device="cpu", init=model / "unet")
 
 
+@pytest.fixture
+def few(tmp_path):
+    """Six pictures of a "<thing>"."""
+    from PIL import Image
+
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for i, picture in enumerate(scenes.render(6, 64, seed=8)[0]):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a <thing> on snow, {i}", encoding="utf-8")
+    return folder
+
+
+def test_a_lora_is_learned_beside_a_model_and_read_by_diffusers_and_here(model, few, tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    before = {file: file.read_bytes() for file in model.rglob("*.safetensors") if "train" not in file.parts}
+    recipes.run("lora", out=tmp_path / "out", steps=3, size=64, device="cpu", data=few, init=model)
+    assert all(file.read_bytes() == kept for file, kept in before.items())
+    pipe, changed = StableDiffusion.from_pretrained(model, device="cpu"), {}
+    for name in ("pytorch_lora_weights", "kohya"):
+        handle = pipe.load_lora(tmp_path / "out" / f"{name}.safetensors")
+        changed[name] = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+        pipe.unload_lora(handle)
+    plain = pipe.unet.state_dict()
+    moved = [k for k, v in plain.items() if not torch.equal(v, changed["kohya"][k])]
+    assert 10 < len(moved) < len(plain) / 2 and "conv_in.weight" not in moved
+    assert all(torch.allclose(v, changed["pytorch_lora_weights"][k], atol=1e-6) for k, v in changed["kohya"].items())
+    theirs = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    theirs.load_lora_weights(tmp_path / "out", weight_name="pytorch_lora_weights.safetensors")
+    theirs.fuse_lora()
+    name = "mid_block.resnets.0.conv1"
+    merged = getattr(theirs.unet.get_submodule(name), "base_layer", theirs.unet.get_submodule(name))
+    assert torch.allclose(merged.weight.float(), changed["kohya"][f"{name}.weight"], atol=1e-5)
+
+
+def test_an_inversion_moves_only_its_own_rows(model, few, tmp_path):
+    before = {file: file.read_bytes() for file in model.rglob("*.safetensors") if "train" not in file.parts}
+    recipes.run("inversion", out=tmp_path / "out", steps=3, size=64, device="cpu", data=few, init=model)
+    assert all(file.read_bytes() == kept for file, kept in before.items())
+    pipe = StableDiffusion.from_pretrained(model, device="cpu")
+    table = pipe.text.encoders[0].text_model.embeddings.token_embedding.weight.clone()
+    assert pipe.load_textual_inversion(tmp_path / "out" / "learned_embeds.safetensors") == "<thing>"
+    assert pipe.load_textual_inversion(tmp_path / "out" / "emb_params.safetensors", "<again>") == "<again>"
+    extra = pipe.text.encoders[0].text_model.embeddings.extra
+    assert torch.equal(pipe.text.encoders[0].text_model.embeddings.token_embedding.weight, table)
+    assert extra.shape == (4, 128) and torch.equal(extra[:2], extra[2:]) and not torch.equal(extra[0], extra[1])
+    (few / "0.txt").write_text("a house")
+    with pytest.raises(ValueError, match="the same one new word in angle brackets.*found are <thing>"):
+        recipes.run("inversion", out=tmp_path / "b", steps=1, size=64, device="cpu", data=few, init=model)
+    for name in ("lora", "inversion"):
+        with pytest.raises(ValueError, match=r"name their folder \(--data\)"):
+            recipes.run(name, out=tmp_path / "c", steps=1, size=64, device="cpu", init=model)
+
+
 def test_latents_are_cached_until_the_vae_changes(model, folder):
     settings = Run(model, 1, device="cpu")
     mean, std, ids = pictures.latents(settings, 64, folder)

@@ -10,7 +10,7 @@ from minidiff.data.files import metadata
 from minidiff.io.hub import SHIPPED
 from minidiff.io.weights import weights_dir
 from minidiff.train.pictures import DRAWINGS, enough, made_of
-from minidiff.train.recipes.adapt import controlnet_edges, controlnet_masks, lora
+from minidiff.train.recipes.adapt import controlnet_edges, controlnet_masks, inversion, lora
 from minidiff.train.recipes.begin import model_parts
 from minidiff.train.recipes.judges import counter, reader
 from minidiff.train.recipes.mini_sd import clip, perceptual, unet, vae
@@ -22,15 +22,16 @@ from minidiff.values import whole
 RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": clip, "perceptual": perceptual,
                                 "vae": vae, "unet": unet, "pixels": pixels, "pixels-class": pixels_class,
                                 "classifier": classifier, "controlnet-edges": controlnet_edges,
-                                "controlnet-masks": controlnet_masks, "lora": lora}
+                                "controlnet-masks": controlnet_masks, "lora": lora, "inversion": inversion}
 STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
          "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500, "controlnet-edges": 4_000,
-         "controlnet-masks": 4_000, "lora": 400}  # those of the weights that ship
+         "controlnet-masks": 4_000, "lora": 400, "inversion": 400}  # those of the weights that ship
 BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8, "unet": 64, "pixels": 64,
-           "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8}
+           "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8,
+           "inversion": 8}
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
-BESIDE = {"controlnet-edges", "controlnet-masks", "lora"}  # these leave the model in --init as it is,
-FEW = 8_000                                                # and need fewer drawings
+BESIDE = {"controlnet-edges", "controlnet-masks", "lora", "inversion"}  # these leave the model in --init as it is,
+FEW = 8_000  # and need fewer drawings
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,

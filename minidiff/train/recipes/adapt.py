@@ -1,12 +1,15 @@
 """What is trained beside a finished model, which stays as it is.
 
-ControlNets (Zhang et al. 2023, arXiv 2302.05543), LoRAs (Hu et al. 2021, arXiv 2106.09685).
+ControlNets (Zhang et al. 2023, arXiv 2302.05543), LoRAs (Hu et al. 2021, arXiv 2106.09685), textual inversions (Gal
+et al. 2022, arXiv 2208.01618).
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +18,18 @@ from minidiff.data import files, hints
 from minidiff.device import default_device
 from minidiff.io.lora import save_lora
 from minidiff.io.tokenizer import load_tokenizer
+from minidiff.io.weights import save_state
 from minidiff.nets.controlnet import ControlNet
 from minidiff.nets.lora import adapt
 from minidiff.schedule import SD
 from minidiff.sd.pipeline import StableDiffusion
-from minidiff.text import tokenize
+from minidiff.text import add_word, tokenize
 from minidiff.train import losses
 from minidiff.train.pictures import dataset, from_bytes, latents, sheet
 from minidiff.train.recipes.begin import fitted, seeded
 from minidiff.train.trainer import Run, batch_indices, generator, train
 
-RANK = 8
+RANK, VECTORS = 8, 2
 LAYERS = (r".*\.(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2"
           r"|conv1|conv2|conv_shortcut)")  # of the U-Net
 LOOK = (8, 16, 32, 64)  # channels of the encoder of the hint: narrow, as hints are simple; f = 4 takes three of them
@@ -96,39 +100,114 @@ def lora(run: Run, *, size: int = 128, data: Path | None = None, init: Path) -> 
     Raises:
         ValueError: no folder (data).
     """
-    if not data:
-        raise ValueError("a LoRA is learned from a few pictures with captions: name their folder (--data)")
-    device = run.device or default_device()
-    pipe = StableDiffusion.from_pretrained(init, device=device)
-    pictures, captions = zip(*files.stream_folder(data, size))
-    with torch.no_grad():
-        mean, logvar = pipe.vae.moments(from_bytes(torch.stack(pictures)).to(device))
-        contexts, _ = pipe.text([*captions, ""])
-    mean, std = (pipe.vae.config.scaling_factor * each for each in (mean, (0.5 * logvar).exp()))
-    run = fitted(run, len(pictures))
+    pipe, few, run = begin(run, size, data, init)
+    contexts, _ = pipe.text([*few.captions, ""])
     loras = seeded(lambda: adapt(pipe.unet.eval(), LAYERS, rank=RANK), run.seed)
 
     def loss(nets: nn.ModuleList, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(pictures), run.batch, step, run.seed)[share]
+        rows = batch_indices(len(few.captions), run.batch, step, run.seed)[share]
         g = generator(run.seed, step, share.start)
-        z0 = mean[rows] + std[rows] * torch.randn(mean[rows].shape, generator=g).to(device)
-        told = torch.where(torch.rand(len(rows), generator=g) < 0.1, len(pictures), rows)   # some are told nothing
-        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
-        return {"loss": losses.diffusion(pipe.unet, "eps", SD, z0, t.to(device), eps.to(device),
-                                         context=contexts[told]).mean()}
+        told = torch.where(torch.rand(len(rows), generator=g) < 0.1, len(few.captions), rows)   # some are told nothing
+        return {"loss": few.loss(pipe.unet, rows, contexts[told], g)}
 
-    own = StableDiffusion.from_pretrained(init, device=device)          # for pictures: it is changed, and changed back
+    own = StableDiffusion.from_pretrained(init, device=pipe.device)     # for pictures: it is changed, and changed back
 
     def changes(nets: nn.ModuleList) -> dict:
         return {f"unet.{name}": each.change() for name, each in zip(loras, nets, strict=True)}
 
     def sample(nets: nn.ModuleList):
         handle = own.loras.add(changes(nets))
-        drawn = own([*captions[:8]], output="tensor")
+        drawn = few.beside(own)
         own.loras.remove(handle)
-        return sheet(torch.cat([from_bytes(torch.stack(pictures[:8])), drawn.cpu() * 2 - 1]), len(drawn))
+        return drawn
 
     nets = nn.ModuleList(loras.values())
     average = train("lora", nets, loss, run, batch=run.batch, lr=1e-3, ema=0.99, sample=sample)
     save_lora(changes(average), run.out / "pytorch_lora_weights.safetensors")
     save_lora(changes(average), run.out / "kohya.safetensors", kohya=True)
+
+
+class Word(nn.Module):
+    """The vectors of a new word, (n, width)."""
+
+    def __init__(self, vectors: Tensor):
+        super().__init__()
+        self.vectors = nn.Parameter(vectors)
+
+
+def inversion(run: Run, *, size: int = 128, data: Path | None = None, init: Path) -> None:
+    """New word of mini-sd, or of the model in --init: the one in <angle brackets> in the captions of --data.
+
+    Its vectors alone are trained; they stand beside the table of the text encoder, no row of which is touched. Writes
+    learned_embeds.safetensors, diffusers' form, and emb_params.safetensors, AUTOMATIC1111's.
+
+    Raises:
+        ValueError: no folder (data), or not one such word in every caption.
+    """
+    pipe, few, run = begin(run, size, data, init)
+    words = [set(re.findall(r"<[^<>\s]+>", caption)) for caption in few.captions]
+    if len(set.union(*words)) != 1 or not all(words):
+        raise ValueError("each caption has to have the same one new word in angle brackets, as in \"a <thing> on snow\""
+                         f"; found are {', '.join(sorted(set.union(*words))) or 'none'}")
+    (word,) = words[0]
+    tokenizer, encoder = pipe.text.tokenizers[0], pipe.text.encoders[0]
+    table = encoder.text_model.embeddings
+    known = tokenize(tokenizer, [caption.replace(word, "") for caption in few.captions])
+    begun = table.token_embedding.weight.detach()[known.unique()].mean(0)             # an average word of theirs
+    add_word(tokenizer, encoder, word, begun.repeat(VECTORS, 1))
+    net = Word(table.extra.clone())
+
+    def loss(net: Word, step: int, share: slice) -> dict[str, Tensor]:
+        rows = batch_indices(len(few.captions), run.batch, step, run.seed)[share]
+        g = generator(run.seed, step, share.start)
+        table.extra = 1 * net.vectors
+        context, _ = pipe.text([few.captions[row] for row in rows.tolist()])
+        return {"loss": few.loss(pipe.unet, rows, context, g)}
+
+    def sample(net: Word):
+        table.extra = net.vectors.detach().clone()
+        return few.beside(pipe)
+
+    vectors = train("inversion", net, loss, run, batch=run.batch, lr=5e-3, ema=0.99, sample=sample).vectors.detach()
+    save_state({word: vectors}, run.out / "learned_embeds.safetensors")
+    save_state({"emb_params": vectors}, run.out / "emb_params.safetensors")
+
+
+class Few(NamedTuple):
+    """A handful of pictures (n,3,H,W) uint8, their captions, and the means and deviations of their latents."""
+
+    pictures: Tensor
+    captions: list[str]
+    mean: Tensor
+    std: Tensor
+
+    def loss(self, unet: nn.Module, rows: Tensor, context: Tensor, g: torch.Generator) -> Tensor:
+        """The mean loss of these pictures, at random times and with random noise."""
+        device = self.mean.device
+        z0 = self.mean[rows] + self.std[rows] * torch.randn(self.mean[rows].shape, generator=g).to(device)
+        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
+        return losses.diffusion(unet, "eps", SD, z0, t.to(device), eps.to(device), context=context).mean()
+
+    def beside(self, pipe: StableDiffusion):
+        """The first eight pictures, and below what a model makes of their captions: a PIL picture."""
+        drawn = pipe(self.captions[:8], output="tensor").cpu() * 2 - 1
+        return sheet(torch.cat([from_bytes(self.pictures[:8]), drawn]), len(drawn))
+
+
+def begin(run: Run, size: int, data: Path | None, init: Path) -> tuple[StableDiffusion, Few, Run]:
+    """The frozen model, the pictures in a folder, and a run whose batch is no larger.
+
+    Raises:
+        ValueError: no folder.
+    """
+    if not data:
+        raise ValueError("this is learned from a few pictures with captions: name their folder (--data)")
+    pipe = StableDiffusion.from_pretrained(init, device=run.device or default_device())
+    for net in (pipe.unet, pipe.vae, pipe.text):
+        net.eval().requires_grad_(False)
+    pictures, captions = zip(*files.stream_folder(data, size))
+    pictures = torch.stack(pictures)
+    with torch.no_grad():
+        mean, logvar = pipe.vae.moments(from_bytes(pictures).to(pipe.device))
+    factor = pipe.vae.config.scaling_factor
+    return pipe, Few(pictures, list(captions), factor * mean, factor * (0.5 * logvar).exp()), fitted(run, len(pictures))
