@@ -33,7 +33,7 @@ class Change(NamedTuple):
         up, down = (_to(part, like).flatten(1) for part in (self.up, self.down))
         if self.mid is not None:
             return self.factor * torch.einsum("oa,abkl,bi->oikl", up, _to(self.mid, like), down)
-        return self.factor * (up @ down).reshape(like.shape)
+        return self.factor * _shaped(up @ down, like)
 
 
 class Hadamard(NamedTuple):
@@ -60,7 +60,7 @@ class Hadamard(NamedTuple):
         """
         one, two = (_product(_to(a, like), _to(b, like), core)
                     for a, b, core in ((self.a1, self.b1, self.core1), (self.a2, self.b2, self.core2)))
-        return self.factor * (one * two).reshape(like.shape)
+        return self.factor * _shaped(one * two, like)
 
 
 class Kronecker(NamedTuple):
@@ -84,7 +84,7 @@ class Kronecker(NamedTuple):
         one, two = (_whole(parts, like) for parts in (self.one, self.two))
         if two.ndim == 4:
             one = one[..., None, None]
-        return self.factor * torch.kron(one, two.contiguous()).reshape(like.shape)
+        return self.factor * _shaped(torch.kron(one, two.contiguous()), like)
 
 
 class Scaled(NamedTuple):
@@ -110,7 +110,7 @@ class Added(NamedTuple):
 
     def delta(self, like: Tensor) -> Tensor:
         """As of `Change`."""
-        return _to(self.diff, like).reshape(like.shape)
+        return _shaped(_to(self.diff, like), like)
 
 
 class Rescaled(NamedTuple):
@@ -239,6 +239,11 @@ def _diff(parts: dict[str, Tensor], factor: Callable[[int], float]) -> Added | N
 
 def _to(part: Tensor, like: Tensor) -> Tensor:
     return part.to(like.device, torch.float32)
+
+
+def _shaped(delta: Tensor, like: Tensor) -> Tensor:
+    """With the sides of the inputs and of the kernel apart, those of the outputs as they are."""
+    return delta.reshape(len(delta), *like.shape[1:])
 
 
 def _product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from minidiff.io.lora import Loras, load_lora, save_lora
-from minidiff.nets.lora import adapt
+from minidiff.nets.low_rank import adapt
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.sd.pipeline import StableDiffusion
 from tests.parity import families

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from minidiff.io.lora import save_lora
 from minidiff.io.tokenizer import load_tokenizer
 from minidiff.io.weights import save_state
 from minidiff.nets.controlnet import ControlNet
-from minidiff.nets.lora import adapt
+from minidiff.nets.low_rank import adapt
 from minidiff.schedule import SD
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import add_word, tokenize
@@ -28,6 +28,9 @@ from minidiff.train import losses
 from minidiff.train.pictures import dataset, from_bytes, latents, sheet
 from minidiff.train.recipes.begin import fitted, seeded
 from minidiff.train.trainer import Run, batch_indices, generator, train
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 RANK, VECTORS = 8, 2
 LAYERS = (r".*\.(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2"
@@ -188,8 +191,8 @@ class Few(NamedTuple):
         t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
         return losses.diffusion(unet, "eps", SD, z0, t.to(device), eps.to(device), context=context).mean()
 
-    def beside(self, pipe: StableDiffusion):
-        """The first eight pictures, and below what a model makes of their captions: a PIL picture."""
+    def beside(self, pipe: StableDiffusion) -> Image.Image:
+        """Returns a PIL picture: the first eight of them, and below what a model makes of their captions."""
         drawn = pipe(self.captions[:8], output="tensor").cpu() * 2 - 1
         return sheet(torch.cat([from_bytes(self.pictures[:8]), drawn]), len(drawn))
 
