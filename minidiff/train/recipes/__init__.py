@@ -30,8 +30,9 @@ BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8
            "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8,
            "inversion": 8}
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
-BESIDE = {"controlnet-edges", "controlnet-masks", "lora", "inversion"}  # these leave the model in --init as it is,
-FEW = 8_000  # and need fewer drawings
+BESIDE = {"controlnet-edges", "controlnet-masks", "lora", "inversion"}  # these leave the model in --init as it is
+PARTS = ("unet", "vae", "text_encoder", "tokenizer")                    # what they depend on of it
+FEW = 8_000                                                             # drawings that are enough for them
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
@@ -81,7 +82,7 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         settings = replace(settings, batch=settings.batch or usual)
         number = before.get("drawings", DRAWINGS) if resume else enough(settings.steps * settings.batch)
         number = min(number, FEW) if name in BESIDE else number
-        model = {"another model": digest(*sorted(init.glob("*/")))} if name in BESIDE else {}
+        model = {"another model": digest(*(init / part for part in PARTS))} if name in BESIDE else {}
         made = made_of(settings, size, data, init, parts) | eye | model | {"drawings": number, "batch": settings.batch}
         settings = replace(settings, made=made)
         check(work, settings.made, resume)

@@ -21,7 +21,6 @@ from minidiff.io.tokenizer import load_tokenizer
 from minidiff.io.weights import save_state
 from minidiff.nets.controlnet import ControlNet
 from minidiff.nets.low_rank import adapt
-from minidiff.schedule import SD
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.text import add_word, tokenize
 from minidiff.train import losses
@@ -62,9 +61,8 @@ def controlnet(name: str, run: Run, size: int, data: Path | None, init: Path, hi
     Half of the prompts are left out, so that the hint has to be read (section 3.3 of the paper).
     """
     means, stds, ids = latents(run, size, data, init)
-    run, device = fitted(run, len(means)), run.device or default_device()
-    pipe = StableDiffusion.from_pretrained(init, device=device)
-    unet, text = (net.eval().requires_grad_(False) for net in (pipe.unet, pipe.text.encoders[0]))
+    run, pipe = fitted(run, len(means)), frozen(run, init)
+    unet, text, device = pipe.unet, pipe.text.encoders[0], pipe.device
     empty = tokenize(load_tokenizer(init / "tokenizer"), [""])[0]
     net = seeded(lambda: ControlNet.from_unet(unet, LOOK[:pipe.vae.factor.bit_length()]), run.seed)
 
@@ -75,7 +73,7 @@ def controlnet(name: str, run: Run, size: int, data: Path | None, init: Path, hi
         z0 = z0 + stds[rows].float() * torch.randn(z0.shape, generator=g)
         chosen = ids[rows, torch.randint(ids.shape[1], rows.shape, generator=g)]
         chosen[torch.rand(len(rows), generator=g) < 0.5] = empty.to(chosen)
-        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
+        t, eps = torch.randint(pipe.schedule.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
         with torch.no_grad():
             context, _ = text(chosen.long().to(device))
         look = net.look(hint(rows).to(device))
@@ -83,7 +81,8 @@ def controlnet(name: str, run: Run, size: int, data: Path | None, init: Path, hi
         def steered(x: Tensor, t: Tensor) -> Tensor:
             return unet(x, t, context, residuals=net(x, t, context, hint=look))
 
-        return {"loss": losses.diffusion(steered, "eps", SD, z0.to(device), t.to(device), eps.to(device)).mean()}
+        return {"loss": losses.diffusion(steered, pipe.kind, pipe.schedule, z0.to(device), t.to(device),
+                                         eps.to(device)).mean()}
 
     shown = hint(torch.arange(min(8, len(means))))
 
@@ -111,7 +110,7 @@ def lora(run: Run, *, size: int = 128, data: Path | None = None, init: Path) -> 
         rows = batch_indices(len(few.captions), run.batch, step, run.seed)[share]
         g = generator(run.seed, step, share.start)
         told = torch.where(torch.rand(len(rows), generator=g) < 0.1, len(few.captions), rows)   # some are told nothing
-        return {"loss": few.loss(pipe.unet, rows, contexts[told], g)}
+        return {"loss": few.loss(pipe, rows, contexts[told], g)}
 
     own = StableDiffusion.from_pretrained(init, device=pipe.device)     # for pictures: it is changed, and changed back
 
@@ -165,7 +164,7 @@ def inversion(run: Run, *, size: int = 128, data: Path | None = None, init: Path
         g = generator(run.seed, step, share.start)
         table.extra = 1 * net.vectors
         context, _ = pipe.text([few.captions[row] for row in rows.tolist()])
-        return {"loss": few.loss(pipe.unet, rows, context, g)}
+        return {"loss": few.loss(pipe, rows, context, g)}
 
     def sample(net: Word):
         table.extra = net.vectors.detach().clone()
@@ -184,17 +183,32 @@ class Few(NamedTuple):
     mean: Tensor
     std: Tensor
 
-    def loss(self, unet: nn.Module, rows: Tensor, context: Tensor, g: torch.Generator) -> Tensor:
+    def loss(self, pipe: StableDiffusion, rows: Tensor, context: Tensor, g: torch.Generator) -> Tensor:
         """The mean loss of these pictures, at random times and with random noise."""
         device = self.mean.device
         z0 = self.mean[rows] + self.std[rows] * torch.randn(self.mean[rows].shape, generator=g).to(device)
-        t, eps = torch.randint(SD.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
-        return losses.diffusion(unet, "eps", SD, z0, t.to(device), eps.to(device), context=context).mean()
+        t, eps = torch.randint(pipe.schedule.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
+        return losses.diffusion(pipe.unet, pipe.kind, pipe.schedule, z0, t.to(device), eps.to(device),
+                                context=context).mean()
 
     def beside(self, pipe: StableDiffusion) -> Image.Image:
         """Returns a PIL picture: the first eight of them, and below what a model makes of their captions."""
         drawn = pipe(self.captions[:8], output="tensor").cpu() * 2 - 1
         return sheet(torch.cat([from_bytes(self.pictures[:8]), drawn]), len(drawn))
+
+
+def frozen(run: Run, init: Path) -> StableDiffusion:
+    """The model that stays as it is.
+
+    Raises:
+        ValueError: it has a second text encoder.
+    """
+    pipe = StableDiffusion.from_pretrained(init, device=run.device or default_device())
+    if len(pipe.text.encoders) > 1:
+        raise ValueError(f"{init} has two text encoders; these recipes are for models with one")
+    for net in (pipe.unet, pipe.vae, pipe.text):
+        net.eval().requires_grad_(False)
+    return pipe
 
 
 def begin(run: Run, size: int, data: Path | None, init: Path) -> tuple[StableDiffusion, Few, Run]:
@@ -205,9 +219,7 @@ def begin(run: Run, size: int, data: Path | None, init: Path) -> tuple[StableDif
     """
     if not data:
         raise ValueError("this is learned from a few pictures with captions: name their folder (--data)")
-    pipe = StableDiffusion.from_pretrained(init, device=run.device or default_device())
-    for net in (pipe.unet, pipe.vae, pipe.text):
-        net.eval().requires_grad_(False)
+    pipe = frozen(run, init)
     pictures, captions = zip(*files.stream_folder(data, size))
     pictures = torch.stack(pictures)
     with torch.no_grad():
