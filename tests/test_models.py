@@ -87,7 +87,8 @@ def test_the_index_names_the_scheduler_and_what_it_means(model, tmp_path):
 
 
 @pytest.mark.parametrize("keys, message", [
-    ({"lora_unet_conv_in.hada_w1_a": (1, 4)}, "but a LoHa$"), ({"lora_unet_conv_in.dora_scale": (4,)}, "but a DoRA$"),
+    ({"lora_unet_conv_in.hada_w1_a": (1, 4)}, "but a LoRA: load a model first, then pipe.load_lora"),
+    ({"lora_unet_conv_in.dora_scale": (4,)}, "but a LoRA: load a model first, then pipe.load_lora"),
     ({"lora_controlnet": (1,), "input_blocks.0.0.weight": (4, 4, 3, 3)}, "but a Control-LoRA$"),
     ({"weight": (4, 4), "bias": (4,)}, "but a file of an unknown kind$"),
     ({"lora_unet_conv_in.lora_down.weight": (1, 4)}, "but a LoRA: load a model first, then pipe.load_lora"),
