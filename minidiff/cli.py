@@ -104,11 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seconds", type=_real, help="stop after so long; --resume goes on")
     p.add_argument("--size", type=_whole, help="side of the pictures in pixels (default: that of the shipped weights)")
     p.add_argument("--batch", type=_whole, help="pictures per step (default: the recipe's own number)")
+    p.add_argument("--accumulate", type=_whole, metavar="N", help="in N parts, one after the other: less memory")
     p.add_argument("--device", help="cpu, cuda or mps")
     p.add_argument("--threads", type=_whole, help="CPU threads")
     p.add_argument("--data", metavar="FOLDER",
-                   help="your own pictures; captions from metadata.jsonl, .txt files beside them, or their names")
+                   help="your own pictures; captions from metadata.jsonl, .txt files beside them, or their names; of "
+                        "lora and inversion also cat or watercolour, 24 drawings each")
     p.add_argument("--init", metavar="MODEL", help="start from these weights: mini-sd, a model's folder, or its part's")
+    p.add_argument("--rank", type=_whole, help="of lora (default 8)")
+    p.add_argument("--text-encoder", action="store_true", default=None, help="of lora: the text encoder learns too")
+    p.add_argument("--prior", metavar="PROMPT",
+                   help='of lora: what must stay as it is, such as "a tree", or scenes for all that mini-sd draws')
+    p.add_argument("--checkpointing", action="store_true", default=None, help="of lora: slower, in less memory")
+    p.add_argument("--word", help="of inversion: the word of the captions to learn (default: that in <brackets>)")
     p.add_argument("--resume", action="store_true", help="go on where a stopped run was")
 
     p = command("evaluate", _evaluate, "measure how well pictures show what their prompts say")
@@ -228,9 +236,9 @@ def _with(g: argparse._ArgumentGroup) -> None:
                    help="what the model predicts, if its file does not say it: epsilon, v_prediction or sample")
     g.add_argument("--vae", metavar="FILE", help="another VAE, a file or a folder")
     g.add_argument("--lora", metavar="FILE[=X]", action="append",
-                   help="a LoRA to load, X times as strong; may be given several times")
+                   help="a LoRA to load, X times as strong; watercolour and cat ship; may be given several times")
     g.add_argument("--embedding", metavar="FILE[=WORD]", action="append",
-                   help="a textual inversion to load, as WORD; may be given several times")
+                   help="a textual inversion to load, as WORD, or cat, the word <cat>; may be given several times")
     g.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the fastest there is)")
     g.add_argument("--dtype", metavar="NAME",
                    help=f"{', '.join(DTYPES)} (default: float16 on cuda, which takes half the memory and is faster, "

@@ -8,17 +8,17 @@ from pathlib import Path
 def train(recipe: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
           size: int | None = None, device: str | None = None, threads: int | None = None,
           data: str | Path | None = None, init: str | Path | None = None, resume: bool = False,
-          batch: int | None = None) -> Path:
+          batch: int | None = None, accumulate: int | None = None, **own: int | str | bool | None) -> Path:
     """Train one of the networks of mini-sd; returns the folder with its weights, log and sample pictures.
 
     Args:
         recipe: a name that `train --list` shows.
-        out … batch: see `minidiff.train.recipes.run`, also for errors; None takes the recipe's own value.
+        out … own: see `minidiff.train.recipes.run`, also for errors; None takes the recipe's own value.
     """
     from minidiff.train import recipes
 
     options = {"out": out, "steps": steps, "seconds": seconds, "size": size, "device": device, "threads": threads,
-               "data": data, "init": init, "batch": batch}
+               "data": data, "init": init, "batch": batch, "accumulate": accumulate, **own}
     return recipes.run(recipe, resume=resume, **{name: value for name, value in options.items() if value is not None})
 
 

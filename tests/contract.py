@@ -1,6 +1,7 @@
 """What proves a notebook's own definition equal to the package's: inputs for each name that a cell is tagged with."""
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from minidiff import exact
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid
+from minidiff.nets.controlnet import ControlNetConfig
 from minidiff.nets.mlp import MLPConfig
 from minidiff.nets.towers import CLIPTextConfig
 from minidiff.nets.unet import UNetConfig
@@ -26,6 +28,10 @@ class Made(NamedTuple):
 
 class Twice(Made):
     """The same, called twice; the second answer counts: for what changes after its first call."""
+
+
+class Told(Made):
+    """The same; the last argument of the call is `hint`, which goes by its name."""
 
 
 Rows = tuple[tuple | Made, ...]  # the arguments of one call each
@@ -70,6 +76,10 @@ MAPS = torch.linspace(-2, 2, 192).sin().view(2, 4, 6, 4) * torch.linspace(1, 2, 
 UNET = UNetConfig(block_out_channels=(8, 12), layers_per_block=2, heads=2, cross_attention_dim=4, norm_num_groups=4,
                   down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                   up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+CONTROL = ControlNetConfig(block_out_channels=(8, 12), layers_per_block=2, heads=2, cross_attention_dim=4,
+                           norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                           conditioning_embedding_out_channels=(4, 6))
+HINT = torch.arange(384.0).view(2, 8, 6, 4).sin()
 CODER = VAEConfig(in_channels=4, out_channels=4, latent_channels=3, block_out_channels=(8, 12), layers_per_block=2,
                   norm_num_groups=4)
 TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
@@ -77,6 +87,7 @@ TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_h
 UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim=-1)  # pictures and texts
 CLASSES = torch.tensor([0.4, -1.3])
 LOOKS, PLACES = torch.arange(120.0).view(4, 2, 3, 5).sin(), torch.tensor([[0, 2, -1, -1, 1]])  # attention, its tokens
+LINES = (torch.arange(216).view(3, 2, 6, 6) ** 2 % 7 < 2).long() * torch.tensor([1, 1, 0]).view(3, 1, 1, 1)  # hints
 COUNTS = torch.arange(30).view(10, 3) ** 2 % 11 + torch.arange(3)  # whole numbers: measures that return no tensor
 
 
@@ -88,6 +99,16 @@ def certain(x: Tensor, level: Level) -> Tensor:
 def classed(x: Tensor, t: float, c: Tensor) -> Tensor:
     """A network that is told a class."""
     return torch.tanh(x * c.view(-1, 1, 1, 1) + t / 999)
+
+
+def summing(x: Tensor, t: float, residuals: list[Tensor]) -> Tensor:
+    """A U-Net that keeps two maps."""
+    return torch.tanh(x + residuals[0]) + residuals[1] * t / 999
+
+
+def looking(x: Tensor, t: float, hint: Tensor) -> tuple[Tensor, Tensor]:
+    """A ControlNet of it."""
+    return x.sin() * hint, hint.cos() - x * t / 999
 
 
 CASES: dict[str, Rows] = {
@@ -178,6 +199,15 @@ CASES: dict[str, Rows] = {
                           (lambda a: a.double().mean().item(), COUNTS)),
     "evaluate.wilson": ((0, 10), (99, 100), (7, 7), (30, 80, 2.58)),
     "likelihood.log_likelihood": tuple((f, STATES, GRID) for f in (curved, exact.denoiser(PLANE))),
+    "nets.low_rank.LoRA": (Made((nn.Linear(4, 6), 2, 3.0), (MAPS,)), Made((nn.Linear(4, 3),), (MAPS,)),
+                           *(Made((nn.Conv2d(4, 6, k, 1 + k // 3, k // 2), 3, 6.0), (MAPS,)) for k in (1, 3))),
+    "nets.controlnet.Look": (Made((3, (4, 6, 8), 5), (MAPS[:, :3].repeat(1, 1, 2, 2),)), Made((4, (6,), 2), (MAPS,))),
+    "nets.controlnet.ControlNet": tuple(Told((CONTROL,), (MAPS, times, MAPS.flatten(2).transpose(1, 2), HINT))
+                                        for times in (TIMES[:2], 7.5)),
+    "guidance.controlled": tuple(Made((summing, looking, hint, scale), (MAPS, 500.0))
+                                 for hint in (MAPS.cos(), MAPS[:1].cos()) for scale in (1.0, 0.5, [0.3])),
+    "data.hints.overlap": tuple((LINES, other, *reach) for other in (LINES.roll(1, -1), LINES.flip(1, 2))
+                                for reach in ((), (0,), (2,))),
     "io.images.to_rgb": ((MAPS / 4, WORDS[0, :5, :3] / 3),),
 }
 
@@ -193,15 +223,20 @@ def prove(scratch, package, rows: Rows) -> None:
         made = [scratch, package] if how is None else [scratch(*how), package(*how)]
         nets = isinstance(made[1], nn.Module)
         sides, owned = [leaves(call, torch.float64 if nets else None) for _ in made], [[], []]
+        for parameter in made[1].parameters() if nets else ():  # behind what starts at zero every mistake is hidden
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
         if nets:  # in float64: how far apart two gradients of float32 lie depends on the processor
             made[0].load_state_dict(made[1].state_dict())
-            owned = [list(net.double().parameters()) for net in made]
+            owned = [[own for own in net.double().parameters() if own.requires_grad] for net in made]
             for layer in [part for net in made for part in net.modules() if isinstance(part, nn.Linear)]:
                 layer.register_forward_pre_hook(lambda layer, args: args[0].double())  # the embedding of t is float32
+        calls = [partial(f, *side[:-1], hint=side[-1]) if isinstance(row, Told) else partial(f, *side)
+                 for f, side in zip(made, sides)]
         if isinstance(row, Twice):
-            for f, side in zip(made, sides):
-                f(*side)
-        outs = [tensors(f(*side)) for f, side in zip(made, sides)]
+            for call in calls:
+                call()
+        outs = [tensors(call()) for call in calls]
         torch.testing.assert_close(*outs)
         wanted = [[a for a in side if differentiable(a)] + own for side, own in zip(sides, owned)]
         if wanted[0]:

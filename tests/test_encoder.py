@@ -1,7 +1,12 @@
-"""The way down: its config, in every form that files write it."""
+"""The way down: its config, in every form that files write it, and training in less memory."""
 import pytest
+import torch
+from torch.testing import assert_close
 
-from minidiff.nets.unet import UNetConfig
+from minidiff.nets.attention import SpatialTransformer
+from minidiff.nets.layers import ResBlock
+from minidiff.nets.unet import UNet, UNetConfig
+from tests import tiny
 from tests.test_unet import SD1, SD2, XL
 
 pytestmark = pytest.mark.quick
@@ -42,3 +47,30 @@ def test_whole_floats_and_both_forms_of_the_sides_are_accepted():
             UNetConfig.from_dict(zero)
     with pytest.raises(ValueError, match="the config is of a UNet2DModel, not of a UNet2DConditionModel"):
         UNetConfig.from_dict({"_class_name": "UNet2DModel"})
+
+
+def test_checkpointing_makes_maps_twice_and_changes_no_value_and_no_gradient():
+    torch.manual_seed(0)
+    net = UNet(UNetConfig.from_dict(tiny.UNET)).double()
+    x, context, calls = torch.randn(2, 4, 8, 8).double(), torch.randn(2, 5, 24).double(), []
+    blocks = [each for each in net.modules() if isinstance(each, ResBlock | SpatialTransformer)]
+    for each in blocks:
+        each.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = []
+    for on in (False, True):
+        net.checkpointing(on)
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            out = net(x, 7.0, context)
+        out.square().sum().backward()
+        grads = {name: p.grad.clone() for name, p in net.named_parameters()}
+        found.append((out.detach(), grads, len(calls), sum(kept)))
+        net.zero_grad()
+        calls.clear()
+    (plain, grads, once, much), (again, others, twice, little) = found
+    assert_close(again, plain, rtol=0, atol=0)
+    assert_close(others, grads)
+    assert once == len(blocks) and twice == 2 * once and little < 0.5 * much
+    with torch.no_grad():
+        assert_close(net(x, 7.0, context), plain)
+    assert len(calls) == once                                        # nothing to keep, nothing made again

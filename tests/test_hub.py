@@ -29,6 +29,13 @@ def snapshot(cache, commit, main=False):
     return folder
 
 
+def test_a_path_of_yours_goes_before_what_ships(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub.find_adapter("cat") == weights_dir() / "cat" and hub.find_adapter("dog").name == "dog"
+    (tmp_path / "cat").mkdir()
+    assert hub.find_adapter("cat").resolve() == tmp_path / "cat"
+
+
 def test_a_repository_is_taken_from_the_cache(cache):
     _, main = snapshot(cache, "1111"), snapshot(cache, "2222", main=True)
     assert hub.find("someone/a-model") == main

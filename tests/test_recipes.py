@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from minidiff.data import scenes
+from minidiff.io.lora import load_lora
 from minidiff.io.weights import load_state, weights_dir
 from minidiff.nets.classifier import Classifier
 from minidiff.nets.controlnet import ControlNet
@@ -21,7 +22,7 @@ from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
 from minidiff.train.pictures import from_bytes
-from minidiff.train.recipes import judges, mini_sd
+from minidiff.train.recipes import adapt, judges, mini_sd
 from minidiff.train.recipes.begin import grown
 from minidiff.train.trainer import Run, digest
 
@@ -176,6 +177,43 @@ def test_a_lora_is_learned_beside_a_model_and_read_by_diffusers_and_here(model, 
     assert torch.allclose(merged.weight.float(), changed["kohya"][f"{name}.weight"], atol=1e-5)
 
 
+def test_a_lora_may_also_learn_in_the_text_encoder_and_keep_what_the_model_draws(model, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "PRIOR", 8)
+    options = {"steps": 2, "size": 64, "device": "cpu", "data": few, "init": model}
+    own = {"rank": 3, "text_encoder": True, "prior": "a house", "checkpointing": True}
+    recipes.run("lora", out=tmp_path / "out", accumulate=2, **own, **options)
+    pipe = StableDiffusion.from_pretrained(model, device="cpu")
+    lora = load_lora(tmp_path / "out", pipe.loras.parts)
+    assert {len(change.down) for change in lora.values()} == {3}
+    words = {name: change for name, change in lora.items() if name.startswith("text_encoder.")}
+    assert len(words) == 4 * 3 and any(change.up.any() for change in words.values())
+    row, = map(json.loads, (tmp_path / "out/logs/lora.jsonl").read_text().splitlines())
+    assert row["prior"] > 0 and row["loss"] == pytest.approx(row["new"] + row["prior"], abs=1e-5)
+    recipes.run("lora", out=tmp_path / "out", resume=True, **options | {"steps": 3})       # it goes on as it was
+    assert {len(change.down) for change in load_lora(tmp_path / "out", pipe.loras.parts).values()} == {3}
+    for option, said in (("rank", "made with rank 3, not 4"), ("accumulate", "made with accumulate 2, not 4"),
+                         ("prior", "made with prior 'a house', not 'a'")):
+        with pytest.raises(ValueError, match=said):
+            value = "a" if option == "prior" else 4
+            recipes.run("lora", out=tmp_path / "out", resume=True, **options, **{option: value})
+
+
+def test_prior_preservation_is_the_loss_on_what_the_model_draws(model, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapt, "PRIOR", 8)
+    pipe, cats, run = adapt.begin(Run(tmp_path, 1, device="cpu", batch=2), 64, few, model)
+    kept = adapt.own_pictures(pipe, "scenes", run)
+    assert len(set(kept.captions)) == 8 and torch.equal(pipe(kept.captions, output="latent"), kept.mean)
+    values = adapt.lessons(pipe, cats, kept, run)(pipe.unet, 0, slice(0, 2))
+    alone = adapt.lessons(pipe, cats, None, run)(pipe.unet, 0, slice(0, 2))
+    assert values["new"] == alone["loss"] and torch.equal(values["loss"], values["new"] + values["prior"])
+
+
+def test_a_set_that_is_drawn_here_goes_to_the_run_and_a_word_of_its_captions_can_be_learned(model, tmp_path):
+    recipes.run("inversion", out=tmp_path, steps=1, size=64, device="cpu", data="cat", word="cat", init=model)
+    assert len(list((tmp_path / "train/cat").glob("*.png"))) == 24
+    assert load_state(tmp_path / "learned_embeds.safetensors").keys() == {"<cat>"}
+
+
 def test_an_inversion_moves_only_its_own_rows(model, few, tmp_path):
     before = {file: file.read_bytes() for file in model.rglob("*.safetensors") if "train" not in file.parts}
     recipes.run("inversion", out=tmp_path / "out", steps=3, size=64, device="cpu", data=few, init=model)
@@ -193,6 +231,27 @@ def test_an_inversion_moves_only_its_own_rows(model, few, tmp_path):
     for name in ("lora", "inversion"):
         with pytest.raises(ValueError, match=r"name their folder \(--data\)"):
             recipes.run(name, out=tmp_path / "c", steps=1, size=64, device="cpu", init=model)
+
+
+@pytest.mark.parametrize("n, captions, said", [
+    (0, True, "there is no picture in"), (1, True, "1 pictures are fewer than a batch of 8"),
+    (2, False, "picture 1 of .* has no caption")])
+def test_folders_of_few_pictures(model, tmp_path, n, captions, said):
+    from PIL import Image
+
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for i in range(n):
+        Image.new("RGB", (64, 64), "red").save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("a <thing>" if captions else " ")
+    options = {"out": tmp_path / "out", "steps": 1, "size": 64, "device": "cpu", "data": folder, "init": model}
+    if n == 1:                                                            # that is enough; it is said
+        with pytest.warns(UserWarning, match=said):
+            recipes.run("lora", **options)
+        return
+    with pytest.raises((ValueError, OSError), match=said):
+        recipes.run("lora", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_latents_are_cached_until_the_vae_changes(model, folder):
@@ -283,6 +342,12 @@ def test_drawings_are_those_that_are_rendered_all_at_once():
     ({"name": "classifier", "data": "photos"}, "cannot be trained on a folder"),
     ({"name": "unet"}, "has no text_encoder; train it first: python -m minidiff train clip --out"),
     ({"name": "vae", "data": "no/such/folder"}, "no/such/folder"),
+    ({"name": "lora", "data": "cat", "rank": 0}, "rank is 0; a LoRA has a rank of at least 1"),
+    ({"name": "lora", "data": "cat", "word": "cat"}, "lora has no option word; inversion has"),
+    ({"name": "reader", "rank": 2}, "reader has no option rank; lora has"),
+    ({"name": "lora", "data": "cat", "accumulate": 9}, "accumulate is 9; a batch has at least 1 part, and at most one"),
+    ({"name": "inversion", "data": "cat", "word": "dog"}, "the same one new word .* found are none"),
+    ({"name": "vae", "data": "cat"}, "there is no folder cat"),
 ])
 def test_bad_options_are_one_clear_sentence(options, sentence, tmp_path):
     with pytest.raises((ValueError, OSError), match=sentence):

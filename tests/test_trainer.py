@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from minidiff.io.weights import load_state
+from minidiff.train import trainer
 from minidiff.train.trainer import Run, batch_indices, generator, learning_rate
 from tests.toy import fit
 
@@ -44,6 +45,28 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0.0)  # half a batch alone is 1e-2 away
     logs = [json.loads((tmp_path / name / "logs/toy.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)  # the mean over the processes
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    """Also where bf16 is native."""
+    from accelerate.state import AcceleratorState
+
+    monkeypatch.setattr(trainer, "precision", lambda device: "no")
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("parts", [2, 3, 16])
+def test_a_batch_in_parts_is_the_batch(tmp_path, parts, float32):
+    whole = fit(tmp_path / "whole", 40).state_dict()
+    split = fit(tmp_path / "parts", 40, accumulate=parts).state_dict()
+    for key, weight in whole.items():                     # 3 does not divide 16: the parts count by their size
+        torch.testing.assert_close(split[key], weight, atol=1e-5, rtol=0.0)
+    logs = [json.loads((tmp_path / name / "logs/toy.jsonl").read_text()) for name in ("whole", "parts")]
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)
 
 
 def test_log_has_one_line_per_fifty_steps_also_after_a_resume(tmp_path):

@@ -1,4 +1,4 @@
-"""How a scene is painted: sky, ground and six objects in unit coordinates, so that any number of pixels will do.
+"""How a scene is painted: sky, ground and objects in unit coordinates, so that any number of pixels will do.
 
 (0, 0) is the top left corner, (1, 1) the bottom right; an object of height h stands with its foot at (x, y).
 """
@@ -83,7 +83,7 @@ def paint(scene: NamedTuple, size: int, u: Jitter) -> tuple[Image.Image, dict[st
         y = horizon + (u(0.12, 0.2) if scale == "large" else u(0.1, 0.2))
         brightness = u(0.94, 1.06)
         tint = tuple(brightness * (1 + (value - 1) * 0.18) for value in light)  # 18 % of it, so that colours stay clear
-        OBJECTS[obj](canvas, x, y, h, shade(RGB[color], tint))
+        (OBJECTS | UNSEEN)[obj](canvas, x, y, h, shade(RGB[color], tint))
         masks[name] = np.asarray(canvas.mask.resize((size, size), Image.Resampling.BOX)) > 127
     return image.resize((size, size), Image.Resampling.BOX), masks
 
@@ -276,4 +276,28 @@ def mushroom(c: Canvas, x: float, y: float, h: float, color: Color) -> None:
         c.oval(x + dx * h, y - dy * h, r * h, r * h, shade(color, 0.72) if min(color) > 200 else (252, 244, 232))
 
 
+def cat(c: Canvas, x: float, y: float, h: float, color: Color) -> None:
+    """A cat that sits and looks at you, in the colour: ears, whiskers, a pale breast, the tail at its side."""
+    edge, lw, dark = shade(color, OUTLINE), 0.035 * h, (52, 40, 44)
+    tail = [(x + (0.3 + 0.16 * np.sin(2.6 * k)) * h, y - (0.05 + 0.42 * k) * h) for k in np.linspace(0, 1, 16)]
+    for rim, fill in ((0.07, edge), (0.07 - lw / h, color)):
+        for tx, ty in tail:
+            c.oval(tx, ty, rim * h, rim * h, fill)
+    c.oval(x, y - 0.27 * h, 0.29 * h, 0.28 * h, color, edge, lw)
+    c.oval(x, y - 0.22 * h, 0.13 * h, 0.19 * h, (246, 236, 224))
+    for side in (-1, 1):
+        c.poly([(x + side * 0.27 * h, y - h), (x + side * 0.29 * h, y - 0.66 * h), (x + side * 0.04 * h, y - 0.84 * h)],
+               color, edge, lw)
+        c.oval(x + side * 0.12 * h, y - 0.03 * h, 0.09 * h, 0.05 * h, color, edge, 0.7 * lw)
+    c.oval(x, y - 0.68 * h, 0.29 * h, 0.23 * h, color, edge, lw)
+    for side in (-1, 1):
+        c.oval(x + side * 0.12 * h, y - 0.71 * h, 0.06 * h, 0.065 * h, (250, 244, 190), dark, 0.4 * lw)
+        c.oval(x + side * 0.12 * h, y - 0.71 * h, 0.022 * h, 0.055 * h, dark)
+        for drop in (0, 0.06):
+            c.poly([(x + side * 0.1 * h, y - 0.6 * h), (x + side * 0.36 * h, y - (0.62 - drop) * h),
+                    (x + side * 0.36 * h, y - (0.6 - drop) * h), (x + side * 0.1 * h, y - 0.58 * h)], dark)
+    c.poly([(x - 0.04 * h, y - 0.63 * h), (x + 0.04 * h, y - 0.63 * h), (x, y - 0.58 * h)], (232, 120, 130))
+
+
 OBJECTS = {"house": house, "tree": tree, "boat": boat, "rocket": rocket, "balloon": balloon, "mushroom": mushroom}
+UNSEEN = {"cat": cat}  # in no scene: mini-sd has never been shown one

@@ -8,6 +8,7 @@ from pathlib import Path
 from minidiff.io.weights import weights_dir
 
 SHIPPED = "mini-sd"
+ADAPTERS = ("cat", "watercolour")  # LoRAs, of the first also a textual inversion, that ship beside it
 # of a repository: configs, tokenizers, and weights in the folders of the parts, but for those that nothing here reads
 ENDINGS = (".safetensors", ".bin")
 WANTED = ["*.json", "*.txt"]
@@ -38,6 +39,16 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".safetensors", ".ckpt"):
         raise FileNotFoundError(f"there is no model {source}; give a folder, a file, or {SHIPPED}, which ships here")
     return _fetch(str(source), variant) if download else _cached(str(source))
+
+
+def find_adapter(source: str | Path) -> Path:
+    """The folder of a LoRA or textual inversion that ships for mini-sd, if `source` is its name, else the path itself.
+
+    >>> find_adapter("cat").name, find_adapter("my/cat.safetensors").name
+    ('cat', 'cat.safetensors')
+    """
+    path = Path(source)
+    return weights_dir() / path.name if str(source) in ADAPTERS and not path.exists() else path
 
 
 def _cached(name: str) -> Path:

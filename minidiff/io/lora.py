@@ -4,6 +4,7 @@
 """
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable
@@ -174,10 +175,13 @@ def load_lora(path: str | Path, parts: dict[str, nn.Module]) -> Lora:
     return lora
 
 
-def save_lora(lora: Lora, path: str | Path, *, kohya: bool = False) -> None:
+def save_lora(lora: Lora, path: str | Path, *, kohya: bool = False, dtype: torch.dtype | None = None) -> None:
     """Write a plain LoRA: in PEFT's naming, which diffusers loads, or in kohya's, which the web UIs do.
 
-    In the first alpha is multiplied in; in the second it stands beside, and rank and alpha are noted as kohya does.
+    Rank and alpha stand beside the weights, each as its readers expect it.
+
+    Args:
+        dtype: of the file; None: as they are.
 
     Raises:
         ValueError: a change of another kind.
@@ -185,23 +189,35 @@ def save_lora(lora: Lora, path: str | Path, *, kohya: bool = False) -> None:
     >>> import tempfile
     >>> folder, net = tempfile.TemporaryDirectory(), nn.Sequential(nn.Linear(2, 3))
     >>> save_lora({"unet.0": Change(torch.ones(1, 2), torch.ones(3, 1), 0.5)}, f"{folder.name}/a.safetensors")
-    >>> load_lora(f"{folder.name}/a.safetensors", {"unet": net})["unet.0"].up[0]
-    tensor([0.5000])
+    >>> load_lora(f"{folder.name}/a.safetensors", {"unet": net})["unet.0"].factor
+    0.5
     """
     if odd := [name for name, change in lora.items() if not isinstance(change, Change) or change.mid is not None]:
         raise ValueError(f"only plain LoRAs are written, not those of {first_ten(odd)}")
-    state, notes = {}, {}
+    state, settings = {}, {}
     for name, change in lora.items():
+        part, _, layer = name.partition(".")
+        rank, alpha = len(change.down), change.factor * len(change.down)
+        layer = layer.replace(".", "_") if kohya else layer.removeprefix("text_model.")  # as peft finds it
         if kohya:
-            part, _, layer = name.partition(".")
-            key, alpha = KOHYA[part][0] + layer.replace(".", "_"), change.factor * len(change.down)
+            key = KOHYA[part][0] + layer
             state |= {f"{key}.lora_down.weight": change.down, f"{key}.lora_up.weight": change.up,
                       f"{key}.alpha": torch.tensor(alpha)}
-            notes = {"ss_network_module": "networks.lora", "ss_network_dim": str(len(change.down)),
-                     "ss_network_alpha": f"{alpha:g}"}
         else:
-            state |= {f"{name}.lora_A.weight": change.down, f"{name}.lora_B.weight": change.factor * change.up}
-    save_state(state, path, notes)
+            state |= {f"{name}.lora_A.weight": change.down, f"{name}.lora_B.weight": change.up}
+        said = settings.setdefault(part, {"r": rank, "lora_alpha": alpha, "target_modules": [], "rank_pattern": {},
+                                          "alpha_pattern": {}})
+        said["target_modules"].append(layer)
+        said["rank_pattern"] |= {layer: rank} if rank != said["r"] else {}
+        said["alpha_pattern"] |= {layer: alpha} if alpha != said["lora_alpha"] else {}
+    if kohya:
+        first = next(iter(settings.values()), {"r": 0, "lora_alpha": 0.0})
+        notes = {"ss_network_module": "networks.lora", "ss_network_dim": str(first["r"]),
+                 "ss_network_alpha": f"{first['lora_alpha']:g}"}
+    else:
+        notes = {"lora_adapter_metadata": json.dumps({f"{part}.{key}": value for part, said in settings.items()
+                                                      for key, value in said.items()})}
+    save_state({key: tensor.to(dtype or tensor.dtype) for key, tensor in state.items()}, path, notes)
 
 
 def _family(width: int) -> str:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minidiff.io import rename
 from minidiff.io.weights import State
@@ -144,6 +145,14 @@ class Encoder(Net):
                 self.mid_block.resnets.append(c.resnet(ch, ch))
                 self.mid_block.attentions.append(c.attention(-1))
 
+    def checkpointing(self, on: bool = True) -> None:
+        """Train in less memory: what is inside residual blocks and transformers is not kept for the backward pass but
+        made again (Chen et al. 2016, arXiv 1604.06174). Values and gradients are the same.
+        """
+        for block in self.modules():
+            if isinstance(block, Block):
+                block.again = on
+
     def renamed(self, state: State) -> State:
         """Accept CompVis' names, of single files."""
         theirs = any(key.startswith("input_blocks.") for key in state)
@@ -180,18 +189,24 @@ class Block(nn.Module):
     The lists are filled by `Encoder` and `UNet`.
     """
 
+    again = False  # see `Encoder.checkpointing`
+
     def __init__(self):
         super().__init__()
         self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
         self.downsamplers = self.upsamplers = ()
 
+    def part(self, net: nn.Module, *args: Tensor | None) -> Tensor:
+        """net(*args), which for the backward pass keeps its maps, or makes them again."""
+        return checkpoint(net, *args, use_reentrant=False) if self.again and torch.is_grad_enabled() else net(*args)
+
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> list[Tensor]:
         """Down: all maps, the last one being the result."""
         maps = []
         for j, resnet in enumerate(self.resnets):
-            x = resnet(x, emb)
+            x = self.part(resnet, x, emb)
             if self.attentions:
-                x = self.attentions[j](x, context)
+                x = self.part(self.attentions[j], x, context)
             maps.append(x)
         for down in self.downsamplers:
             maps.append(down(x))
@@ -199,17 +214,17 @@ class Block(nn.Module):
 
     def middle(self, x: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
         """Residual blocks with attention between them."""
-        x = self.resnets[0](x, emb)
+        x = self.part(self.resnets[0], x, emb)
         for attention, resnet in zip(self.attentions, self.resnets[1:]):
-            x = resnet(attention(x, context), emb)
+            x = self.part(resnet, self.part(attention, x, context), emb)
         return x
 
     def up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None) -> Tensor:
         """Up: each residual block takes the last map kept off `skips`."""
         for j, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), emb)
+            x = self.part(resnet, torch.cat([x, skips.pop()], dim=1), emb)
             if self.attentions:
-                x = self.attentions[j](x, context)
+                x = self.part(self.attentions[j], x, context)
         for up in self.upsamplers:
             x = up(x, skips[-1].shape[2:])
         return x

@@ -28,6 +28,7 @@ from torch import Tensor
 from minidiff.grid import Step
 from minidiff.io.embeddings import load_embedding
 from minidiff.io.emphasis import cut_loras
+from minidiff.io.hub import find_adapter
 from minidiff.io.images import enlarged, latent_colors, to_pil, to_rgb, to_unit
 from minidiff.io.lora import load_lora
 from minidiff.sd.conditions import texts
@@ -225,7 +226,7 @@ class StableDiffusion(Model):
         """Add a LoRA to the weights, on top of those loaded before; see `minidiff.io.lora`.
 
         Args:
-            path: kohya's, diffusers' or PEFT's file.
+            path: kohya's, diffusers' or PEFT's file; or "cat" or "watercolour", which ship for mini-sd.
             scale: how much of it: 0 nothing, 1 as trained.
 
         Returns:
@@ -236,7 +237,7 @@ class StableDiffusion(Model):
                 the scale is no finite number.
         """
         scale = number("scale", scale)
-        return self.loras.add(load_lora(path, self.loras.parts), scale)
+        return self.loras.add(load_lora(find_adapter(path), self.loras.parts), scale)
 
     def unload_lora(self, handle: int | None = None) -> None:
         """Take a LoRA, or all of them, out of the weights, which are then what they were, bit for bit."""
@@ -246,13 +247,13 @@ class StableDiffusion(Model):
         """Learn a new word for prompts from a file; returns the word. It is not saved with the model.
 
         Args:
-            path: see `minidiff.io.embeddings.load_embedding`.
+            path: see `minidiff.io.embeddings.load_embedding`; or "cat", which ships for mini-sd.
             token: the word; None: the one in the file, else the file's name.
 
         Raises:
             FileNotFoundError, ValueError: the file cannot be read, is no textual inversion, or of another family.
         """
-        word, parts = load_embedding(path, token)
+        word, parts = load_embedding(find_adapter(path), token)
         if len(parts) != len(self.text.encoders):
             raise ValueError(f"{path} was made for {len(parts)} text encoder(s); this model has "
                              f"{len(self.text.encoders)}")
@@ -280,5 +281,5 @@ def redrawn(steps: int, strength: float | None) -> float:
 
 def _lora_file(name: str) -> Path:
     """The file that a prompt means: with its ending or without."""
-    path = Path(name)
-    return path if path.is_file() or path.suffix else path.with_name(f"{path.name}.safetensors")
+    path = find_adapter(name)
+    return path if path.exists() or path.suffix else path.with_name(f"{path.name}.safetensors")

@@ -61,7 +61,7 @@ def alone(work: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def check(work: Path, made: dict[str, int | str], resumed: bool) -> None:
+def check(work: Path, made: dict[str, int | str | None], resumed: bool) -> None:
     """ValueError unless a run may begin, or, if it is to resume, go on as what it was.
 
     Args:
@@ -76,12 +76,12 @@ def check(work: Path, made: dict[str, int | str], resumed: bool) -> None:
         return
     for what, then in made_before(work).items():
         if (now := made.get(what, then)) != then:
-            other = what if isinstance(then, str) else f"{what} {then}, not {now}"
+            other = what if "other " in what else f"{what} {then!r}, not {now!r}"          # of files there are digests
             raise ValueError(f"the run was made with {other}: {work} resumes only with the options and files that it "
                              "was made with; for others give another --out")
 
 
-def made_before(work: Path) -> dict[str, int | str]:
+def made_before(work: Path) -> dict[str, int | str | None]:
     """What the newest checkpoint was made with.
 
     Raises:

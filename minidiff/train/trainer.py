@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import signal
@@ -37,6 +38,8 @@ class Run:
         threads: torch threads; None leaves them alone.
         resume: continue from the newest whole checkpoint.
         batch: examples per step; `recipes.run` puts the recipe's own number in place of None.
+        accumulate: in how many parts a step's batch passes, one after the other, which takes less memory; gradients are
+            those of the whole, where a loss is a mean over it.
         save_every: seconds between checkpoints (and sample pictures).
         seed: of weights, data order and noise, below 2³².
         made: what else the result depends on, by name: numbers, or digests under names such as "another vocabulary";
@@ -59,7 +62,8 @@ class Run:
     batch: int | None = None
     save_every: float = 120.0
     seed: int = 0
-    made: dict[str, int | str] = field(default_factory=dict)
+    accumulate: int = 1
+    made: dict[str, int | str | None] = field(default_factory=dict)
 
     def __post_init__(self):
         text = f"steps is {self.steps}; training takes at least 1 step, and a whole number of them"
@@ -69,6 +73,9 @@ class Run:
             raise ValueError(f"seconds is {self.seconds}; it must be positive")
         if self.batch is not None:
             object.__setattr__(self, "batch", whole("batch", self.batch, 1, 2**20))
+        text = f"accumulate is {self.accumulate}; a batch has at least 1 part, and at most one for each example"
+        most = self.batch or 2**20
+        object.__setattr__(self, "accumulate", whole("accumulate", self.accumulate, 1, most, text))
         if self.threads is not None:
             object.__setattr__(self, "threads", whole("threads", self.threads, 1, 4096))
         if self.device is not None:
@@ -185,7 +192,8 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         write_atomic(log, "".join(f"{line}\n" for line in keep if _logged(line) <= step))  # later steps run again
     objective, optimizer = accelerator.prepare(Objective(net, loss), optimizer)
     size = batch // accelerator.num_processes
-    share = slice(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+    ends = [accelerator.process_index * size + size * k // run.accumulate for k in range(run.accumulate + 1)]
+    shares = [slice(*pair) for pair in itertools.pairwise(ends)]
     began = saved = time.monotonic()
     # what the next line of the log is the mean of
     sums = {key: torch.tensor(value, device=accelerator.device) for key, value in begun.get("sums", {}).items()}
@@ -220,15 +228,19 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         while step < run.steps and not over():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, run.steps, lr)
-            values = objective(step, share)
-            accelerator.backward(values["loss"])
+            values: dict[str, Tensor] = {}
+            for share in shares:
+                part, weight = objective(step, share), (share.stop - share.start) / size
+                accelerator.backward(part["loss"] * weight)
+                for key, value in part.items():
+                    values[key] = values.get(key, 0.0) + weight * value.detach()
             norm = accelerator.clip_grad_norm_(net.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             average.update(net)
             step, summed = step + 1, summed + 1
             for key, value in {**values, "grad_norm": norm}.items():
-                sums[key] = sums.get(key, 0.0) + value.detach()    # tensors: to read one is to wait for the device
+                sums[key] = sums.get(key, 0.0) + value             # tensors: to read one is to wait for the device
             bar.update()
             if step % 50 == 0 or step == run.steps:
                 row = {key: round(value, 6) for key, value in means(summed).items()}

@@ -6,15 +6,19 @@
 Hint i is that of drawing i of a seed that no training saw; the prompt is what the drawing shows, and the seed is i. For
 "edges" the agreement is `minidiff.data.hints.overlap` of the hint with the edges of the picture; for "masks" the share
 of the silhouette's border that has an edge of the picture within one pixel. Scale 0 is the base model with the same
-prompts and noises, what chance and the prompt alone bring. `right` are the shares of the prompt's seven attributes that
-the reader finds. With --samples: the agreement of the sheets that a training left, by step ("curve").
-A file that is there is continued.
+prompts and noises, what chance and the prompt alone bring; `chance` is that of these pictures with their neighbours'
+hints. `right` are the shares of the prompt's seven attributes that the reader finds. With --samples: the agreement
+of the sheets that a training left, by step, under --name ("curve"). A file that is there is continued. --train
+trains the net for edges into a folder, STEPS steps with a sheet every 50, --deaf with torch's own start of what reads
+the hint.
 """
 
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +33,12 @@ from minidiff.io.weights import weights_dir  # noqa: E402
 from minidiff.measure.evaluate import right  # noqa: E402
 from minidiff.nets.controlnet import ControlNet  # noqa: E402
 from minidiff.nets.reader import Reader  # noqa: E402
+from minidiff.nets.unet import UNet  # noqa: E402
 from minidiff.sd.pipeline import StableDiffusion  # noqa: E402
+from minidiff.train import recipes  # noqa: E402
+from minidiff.train.trainer import Run  # noqa: E402
 
-SCALES, SEED, BATCH = (0.0, 0.5, 1.0, 1.5), 31, 20
+SCALES, SEED, BATCH, STEPS = (0.0, 0.5, 1.0, 1.5), 31, 20, 600
 
 
 def agreement(kind: str, hint: Tensor, pictures: Tensor) -> list[float]:
@@ -54,22 +61,42 @@ def curve(kind: str, folder: Path) -> dict[str, float]:
     return found
 
 
+def first_steps(out: Path, deaf: bool, threads: int) -> None:
+    """The recipe controlnet-edges, but short and with many sheets; `deaf`: its Look starts as torch starts layers."""
+    usual = ControlNet.from_unet
+
+    def from_unet(unet: UNet, channels: tuple[int, ...]) -> ControlNet:
+        net = usual(unet, channels)
+        look = net.controlnet_cond_embedding
+        for conv in (look.conv_in, *look.blocks) if deaf else ():
+            conv.reset_parameters()
+        return net
+
+    with patch.object(ControlNet, "from_unet", from_unet), patch.object(recipes, "Run", partial(Run, save_every=0.0)):
+        recipes.run("controlnet-edges", out=out, steps=STEPS, threads=threads)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--kinds", nargs="+", choices=hints.HINTS, default=hints.HINTS)
     parser.add_argument("--net", type=Path, help="another ControlNet than the one that ships; with one --kinds")
     parser.add_argument("--samples", type=Path, nargs="*", default=[], help="in the order of --kinds")
+    parser.add_argument("--name", default="curve", help="of the --samples")
     parser.add_argument("--out", type=Path, default=ROOT / "data/control.json")
+    parser.add_argument("--train", type=Path, metavar="OUT")
+    parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.train:
+        return first_steps(args.train, args.deaf, args.threads)
     rows = json.loads(args.out.read_text()) if args.out.is_file() else {"n": args.n}
     if rows["n"] != args.n and not args.samples:
         parser.error(f"{args.out} has n = {rows['n']}; name another --out")
     for kind, folder in zip(args.kinds, args.samples):
-        rows.setdefault(kind, {})["curve"] = curve(kind, folder)
-        print(kind, rows[kind]["curve"])
+        rows.setdefault(kind, {})[args.name] = curve(kind, folder)
+        print(kind, rows[kind][args.name])
     if args.samples:
         args.out.write_text(json.dumps(rows) + "\n")
         return
@@ -84,14 +111,17 @@ def main() -> None:
             row = rows.setdefault(kind, {})
             if str(scale) in row:
                 continue
-            agrees, found = [], []
+            agrees, found, others = [], [], []
             for first in range(0, args.n, BATCH):
                 part = slice(first, first + BATCH)
                 drawn = pipe(prompts[part], seed=first, controlnet=net, control_image=told[part], control_scale=scale,
                              output="tensor")
                 agrees += [round(share, 4) for share in agreement(kind, told[part], drawn)]
+                others += agreement(kind, told[part].roll(1, 0), drawn)
                 found += [sum(each.values()) / len(each) for each in right(reader, shown[part], drawn * 2 - 1)]
             row[str(scale)] = {"agreement": agrees, "right": [round(share, 4) for share in found]}
+            if scale == 0:
+                row["chance"] = round(sum(others) / args.n, 4)
             args.out.write_text(json.dumps(rows) + "\n")
             print(f"{kind}, scale {scale}: agreement {sum(agrees) / args.n:.3f}, right {sum(found) / args.n:.3f}",
                   flush=True)

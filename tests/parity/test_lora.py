@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from transformers import CLIPTokenizer
 
 from minidiff.io.lora import Loras, load_lora, save_lora
+from minidiff.io.lycoris import Change
 from minidiff.nets.low_rank import adapt
 from minidiff.nets.unet import UNet, UNetConfig
 from minidiff.sd.pipeline import StableDiffusion
@@ -131,6 +132,29 @@ def test_diffusers_loads_the_loras_that_we_save(folder, pipes, tmp_path):
     theirs.load_lora_weights(tmp_path / "ours.safetensors")
     ours.loras.add(lora)
     assert_close(*drawn(theirs, ours), atol=1e-4, rtol=0)
+
+
+def test_diffusers_reads_the_rank_and_alpha_that_we_note(pipes, tmp_path):
+    """Different ones in U-Net and text encoder, and in one layer others still."""
+    theirs, ours = pipes
+    g = torch.Generator().manual_seed(3)
+    lora = {}
+    for name, layer in ours.loras.layers.items():
+        if name.endswith(("to_q", "to_v", "q_proj")) and isinstance(layer, nn.Linear):
+            rank = 3 if "mid_block" in name else 2
+            out, width = layer.weight.shape
+            lora[name] = Change(0.3 * torch.randn(rank, width, generator=g), 0.3 * torch.randn(out, rank, generator=g),
+                                0.5 if "mid_block" in name else 2.0 if name.startswith("unet") else 1.5)
+    save_lora(lora, tmp_path / "ours.safetensors")
+    found = load_lora(tmp_path / "ours.safetensors", ours.loras.parts)
+    assert {name: (len(each.down), each.factor) for name, each in found.items()} == {
+        name: (len(each.down), each.factor) for name, each in lora.items()}
+    theirs.load_lora_weights(tmp_path / "ours.safetensors")
+    ours.loras.add(lora)
+    assert_close(*drawn(theirs, ours), atol=1e-4, rtol=0)
+    layers = {name: each for part in ("unet", "text_encoder") for name, each in getattr(theirs, part).named_modules()
+              if hasattr(each, "scaling")}
+    assert len(layers) == len(lora) and {max(each.scaling.values()) for each in layers.values()} == {0.5, 1.5, 2.0}
 
 
 def compvis(name: str) -> str:

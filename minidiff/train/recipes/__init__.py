@@ -5,7 +5,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from minidiff.data.few import SETS, write
 from minidiff.data.files import metadata
 from minidiff.io.hub import SHIPPED
 from minidiff.io.weights import weights_dir
@@ -25,19 +27,22 @@ RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": cl
                                 "controlnet-masks": controlnet_masks, "lora": lora, "inversion": inversion}
 STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
          "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500, "controlnet-edges": 1_800,
-         "controlnet-masks": 1_800, "lora": 400, "inversion": 400}  # those of the weights that ship
+         "controlnet-masks": 1_800, "lora": 1_200, "inversion": 1_200}  # those of the weights that ship
 BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8, "unet": 64, "pixels": 64,
            "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8,
            "inversion": 8}
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
-BESIDE = {"controlnet-edges", "controlnet-masks", "lora", "inversion"}  # these leave the model in --init as it is
+FROM_FEW = {"lora", "inversion"}     # these learn from a few pictures, which a folder holds
+BESIDE = {"controlnet-edges", "controlnet-masks"} | FROM_FEW             # these leave the model in --init as it is
+OWN = ("rank", "text_encoder", "prior", "checkpointing", "word")        # options of single recipes
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")                    # what they depend on of it
 FEW = 8_000                                                             # drawings that are enough for them
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
         size: int | None = None, device: str | None = None, threads: int | None = None, data: str | Path | None = None,
-        init: str | Path | None = None, resume: bool = False, seed: int = 0, batch: int | None = None) -> Path:
+        init: str | Path | None = None, resume: bool = False, seed: int = 0, batch: int | None = None,
+        accumulate: int | None = None, **own: Any) -> Path:
     """Train one recipe. Returns the folder it wrote to.
 
     Args:
@@ -45,10 +50,12 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         out: the model's folder, by default runs/mini-sd for clip, vae and unet, runs/NAME for the others.
         steps: optimizer steps. seconds: stop after so much time; continue with resume=True.
         size: side of the pictures in pixels, by default 128 (counter 64, reader 32, those of pixels 16).
-        data: a folder of pictures instead of scenes, see `minidiff.data.files.stream_folder` for their captions.
+        data: a folder of pictures instead of scenes, see `minidiff.data.files.stream_folder` for their captions; of
+            lora and inversion also "cat" or "watercolour", which are drawn into out/train/NAME (`minidiff.data.few`).
         init: weights to start from: a folder with the same part, or a whole model's, or "mini-sd"; unet takes a whole
             model's other parts too, where `out` has none.
-        batch: examples per step; None: the recipe's own number.
+        batch: examples per step; None: the recipe's own number. accumulate: in so many parts, one after the other.
+        own: options of this recipe alone: of lora rank, text_encoder, prior and checkpointing, of inversion word.
 
     Raises:
         ValueError: unknown recipe, options that do not fit it, or a run to resume that was made with others.
@@ -61,9 +68,17 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     if size % 16:
         raise ValueError(text)
     init = weights_dir() / SHIPPED if init == SHIPPED else init
-    data, init = (Path(folder) if folder else None for folder in (data, init))
+    known = inspect.signature(RECIPES[name]).parameters
+    for option in own:
+        if option not in known:
+            takers = [other for other in RECIPES if option in inspect.signature(RECIPES[other]).parameters]
+            raise ValueError(f"{name} has no option {option}" + (f"; {', '.join(takers)} has" if takers else ""))
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
-    settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, batch, seed=seed)
+    settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, batch, seed=seed,
+                   accumulate=1 if accumulate is None else accumulate)
+    if data in SETS and name in FROM_FEW and not Path(data).exists():
+        data = write(data, out / "train" / data, size)
+    data, init = (Path(folder) if folder else None for folder in (data, init))
     if name in BESIDE:
         init = init or weights_dir() / SHIPPED
         if not (init / "model_index.json").is_file():
@@ -72,19 +87,22 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         if data:
             metadata(data, size)                                           # before anything is written
         init = model_parts(init, out, name)
-    own = () if init else ("text_encoder",)                                # a net that goes on has one of its own
-    parts = ("vae", "tokenizer", *own) if name == "unet" else ()
+    read = () if init else ("text_encoder",)                               # a net that goes on has one of its own
+    parts = ("vae", "tokenizer", *read) if name == "unet" else ()
     eye = {"another perceptual net": digest(weights_dir() / "perceptual")} if name == "vae" and size > 64 else {}
     work = out / "train" / name
     with alone(work):
         before = made_before(work) if resume else {}                       # a run goes on as it was
         usual = before.get("batch", 32 if name == "vae" and size <= 64 else BATCHES.get(name, 1))
-        settings = replace(settings, batch=settings.batch or usual)
+        usual_parts = before.get("accumulate", 1) if accumulate is None else accumulate
+        settings = replace(settings, batch=settings.batch or usual, accumulate=usual_parts)
+        own = {option: before.get(option, known[option].default) for option in OWN if option in known} | own
         number = before.get("drawings", DRAWINGS) if resume else enough(settings.steps * settings.batch)
         number = min(number, FEW) if name in BESIDE else number
         model = {"another model": digest(*(init / part for part in PARTS))} if name in BESIDE else {}
         made = made_of(settings, size, data, init, parts) | eye | model | {"drawings": number, "batch": settings.batch}
+        made |= {"accumulate": settings.accumulate, **own}
         settings = replace(settings, made=made)
         check(work, settings.made, resume)
-        RECIPES[name](settings, size=size, data=data, init=init)
+        RECIPES[name](settings, size=size, data=data, init=init, **own)
     return out

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minidiff.data import files, hints
+from minidiff.data import files, hints, scenes
+from minidiff.data.few import SETS
 from minidiff.device import default_device
 from minidiff.io.lora import save_lora
 from minidiff.io.tokenizer import load_tokenizer
@@ -27,11 +28,13 @@ from minidiff.train import losses
 from minidiff.train.pictures import dataset, from_bytes, latents, sheet
 from minidiff.train.recipes.begin import fitted, seeded
 from minidiff.train.trainer import Run, batch_indices, generator, train
+from minidiff.values import text, whole
 
 if TYPE_CHECKING:
     from PIL import Image
 
 RANK, VECTORS = 8, 2
+PRIOR = 64  # pictures of what must stay
 LAYERS = (r".*\.(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.0\.proj|ff\.net\.2"
           r"|conv1|conv2|conv_shortcut)")  # of the U-Net
 LOOK = (8, 16, 32, 64)  # channels of the encoder of the hint: narrow, as hints are simple; f = 4 takes three of them
@@ -62,7 +65,7 @@ def controlnet(name: str, run: Run, size: int, data: Path | None, init: Path, hi
     """
     means, stds, ids = latents(run, size, data, init)
     run, pipe = fitted(run, len(means)), frozen(run, init)
-    unet, text, device = pipe.unet, pipe.text.encoders[0], pipe.device
+    unet, encoder, device = pipe.unet, pipe.text.encoders[0], pipe.device
     empty = tokenize(load_tokenizer(init / "tokenizer"), [""])[0]
     net = seeded(lambda: ControlNet.from_unet(unet, LOOK[:pipe.vae.factor.bit_length()]), run.seed)
 
@@ -75,7 +78,7 @@ def controlnet(name: str, run: Run, size: int, data: Path | None, init: Path, hi
         chosen[torch.rand(len(rows), generator=g) < 0.5] = empty.to(chosen)
         t, eps = torch.randint(pipe.schedule.T, rows.shape, generator=g), torch.randn(z0.shape, generator=g)
         with torch.no_grad():
-            context, _ = text(chosen.long().to(device))
+            context, _ = encoder(chosen.long().to(device))
         look = net.look(hint(rows).to(device))
 
         def steered(x: Tensor, t: Tensor) -> Tensor:
@@ -93,29 +96,37 @@ def controlnet(name: str, run: Run, size: int, data: Path | None, init: Path, hi
     train(name, net, loss, run, batch=run.batch, lr=5e-4, sample=sample).save_pretrained(run.out, dtype=torch.float16)
 
 
-def lora(run: Run, *, size: int = 128, data: Path | None = None, init: Path) -> None:
+def lora(run: Run, *, size: int = 128, data: Path | None = None, init: Path, rank: int = RANK,
+         text_encoder: bool = False, prior: str | None = None, checkpointing: bool = False) -> None:
     """LoRA of mini-sd, or of the model in --init, from the few captioned pictures in --data: a style, or a thing.
 
-    Writes pytorch_lora_weights.safetensors, which diffusers loads, and kohya.safetensors, for the web UIs. Only the
-    U-Net changes; of its layers the attention, and the convolutions of its blocks.
+    Writes pytorch_lora_weights.safetensors, which diffusers loads, and kohya.safetensors, for the web UIs. Of the
+    U-Net's layers the attention changes, and the convolutions of its blocks; of the text encoder's the attention.
+
+    Args:
+        rank: of the changes. text_encoder: whether the text encoder learns too.
+        prior: what must stay as it is (DreamBooth's prior preservation, Ruiz et al. 2022, arXiv 2208.12242): a prompt,
+            or "scenes" for prompts of all sorts; the model draws PRIOR pictures of it first, and learns them too.
+        checkpointing: make the maps inside the U-Net's blocks twice instead of keeping them: slower, in less memory.
 
     Raises:
-        ValueError: no folder (data).
+        ValueError: no folder (data), or a rank below 1.
     """
     pipe, few, run = begin(run, size, data, init)
-    contexts, _ = pipe.text([*few.captions, ""])
-    loras = seeded(lambda: adapt(pipe.unet.eval(), LAYERS, rank=RANK), run.seed)
-
-    def loss(nets: nn.ModuleList, step: int, share: slice) -> dict[str, Tensor]:
-        rows = batch_indices(len(few.captions), run.batch, step, run.seed)[share]
-        g = generator(run.seed, step, share.start)
-        told = torch.where(torch.rand(len(rows), generator=g) < 0.1, len(few.captions), rows)   # some are told nothing
-        return {"loss": few.loss(pipe, rows, contexts[told], g)}
-
+    rank = whole("rank", rank, 1, 2**12, f"rank is {rank}; a LoRA has a rank of at least 1")
+    kept = own_pictures(pipe, prior, run) if prior is not None else None
+    unet, encoder = (net.eval() for net in (pipe.unet, pipe.text.encoders[0]))
+    loras = seeded(lambda: {f"unet.{name}": each for name, each in adapt(unet, LAYERS, rank=rank).items()}, run.seed)
+    if text_encoder:
+        words = seeded(lambda: adapt(encoder, r".*\.(q|k|v|out)_proj", rank=rank), run.seed + 1)
+        loras |= {f"text_encoder.{name}": each for name, each in words.items()}
+    if checkpointing:
+        unet.checkpointing()
+    loss = lessons(pipe, few, kept, run, anew=text_encoder)
     own = StableDiffusion.from_pretrained(init, device=pipe.device)     # for pictures: it is changed, and changed back
 
     def changes(nets: nn.ModuleList) -> dict:
-        return {f"unet.{name}": each.change() for name, each in zip(loras, nets, strict=True)}
+        return {name: each.change() for name, each in zip(loras, nets, strict=True)}
 
     def sample(nets: nn.ModuleList):
         handle = own.loras.add(changes(nets))
@@ -125,8 +136,48 @@ def lora(run: Run, *, size: int = 128, data: Path | None = None, init: Path) -> 
 
     nets = nn.ModuleList(loras.values())
     average = train("lora", nets, loss, run, batch=run.batch, lr=1e-3, ema=0.99, sample=sample)
-    save_lora(changes(average), run.out / "pytorch_lora_weights.safetensors")
-    save_lora(changes(average), run.out / "kohya.safetensors", kohya=True)
+    save_lora(changes(average), run.out / "pytorch_lora_weights.safetensors", dtype=torch.float16)
+    save_lora(changes(average), run.out / "kohya.safetensors", kohya=True, dtype=torch.float16)
+
+
+def lessons(pipe: StableDiffusion, few: Few, kept: Few | None, run: Run, anew: bool = False) -> Callable:
+    """The loss of the U-Net on a few pictures, and as much on what it is to keep; a tenth is told nothing.
+
+    Args:
+        anew: read the captions in every step, as the text encoder learns too.
+    """
+    sets = [few, kept] if kept else [few]
+    contexts = [None if anew else pipe.text([*each.captions, ""])[0] for each in sets]
+
+    def loss(_: nn.Module, step: int, share: slice) -> dict[str, Tensor]:
+        found = {}
+        for name, each, context in zip(("new", "prior"), sets, contexts):
+            rows = batch_indices(len(each.captions), run.batch, step, run.seed)[share]
+            g = generator(run.seed, step, share.start, *["prior"] * (each is kept))
+            told = torch.where(torch.rand(len(rows), generator=g) < 0.1, len(each.captions), rows)
+            if context is None:
+                read, _ = pipe.text([[*each.captions, ""][row] for row in told.tolist()])
+            else:
+                read = context[told]
+            found[name] = each.loss(pipe, rows, read, g)
+        return {"loss": sum(found.values())} | (found if kept else {})
+
+    return loss
+
+
+def own_pictures(pipe: StableDiffusion, prior: str, run: Run) -> Few:
+    """What the model itself draws of a prompt, or of the captions of PRIOR scenes, as latents."""
+    from tqdm import tqdm
+
+    if prior == "scenes":
+        _, shown = scenes.render(PRIOR, 16, seed=run.seed)
+        captions = [scenes.caption(scene) for scene in shown]
+    else:
+        captions = [text(prior)] * PRIOR
+    drawn = [pipe(captions[first:first + 8], seed=first, output="latent")
+             for first in tqdm(range(0, PRIOR, 8), "what stays", unit="batch")]
+    mean = torch.cat(drawn)
+    return Few(torch.empty(0), captions, mean, torch.zeros_like(mean))
 
 
 class Word(nn.Module):
@@ -137,16 +188,23 @@ class Word(nn.Module):
         self.vectors = nn.Parameter(vectors)
 
 
-def inversion(run: Run, *, size: int = 128, data: Path | None = None, init: Path) -> None:
-    """New word of mini-sd, or of the model in --init: the one in <angle brackets> in the captions of --data.
+def inversion(run: Run, *, size: int = 128, data: Path | None = None, init: Path, word: str | None = None) -> None:
+    """New word of mini-sd, or of the model in --init: one of the captions of --data, by default that in <brackets>.
 
     Its vectors alone are trained; they stand beside the table of the text encoder, no row of which is touched. Writes
     learned_embeds.safetensors, diffusers' form, and emb_params.safetensors, AUTOMATIC1111's.
+
+    Args:
+        word: the word of the captions that is meant; in prompts it stands in <angle brackets> from then on.
 
     Raises:
         ValueError: no folder (data), or not one such word in every caption.
     """
     pipe, few, run = begin(run, size, data, init)
+    if word is not None:
+        word = word.strip("<>")
+        few = few._replace(captions=[re.sub(rf"(?<![\w<]){re.escape(word)}(?![\w>])", f"<{word}>", caption)
+                                     for caption in few.captions])
     words = [set(re.findall(r"<[^<>\s]+>", caption)) for caption in few.captions]
     if len(set.union(*words)) != 1 or not all(words):
         raise ValueError("each caption has to have the same one new word in angle brackets, as in \"a <thing> on snow\""
@@ -218,9 +276,12 @@ def begin(run: Run, size: int, data: Path | None, init: Path) -> tuple[StableDif
         ValueError: no folder.
     """
     if not data:
-        raise ValueError("this is learned from a few pictures with captions: name their folder (--data)")
+        raise ValueError("this is learned from a few pictures with captions: name their folder (--data), or one of the "
+                         f"sets that are drawn here: {', '.join(SETS)}")
     pipe = frozen(run, init)
     pictures, captions = zip(*files.stream_folder(data, size))
+    if empty := [i for i, caption in enumerate(captions, 1) if not caption.strip()]:
+        raise ValueError(f"picture {empty[0]} of {data} has no caption; each needs one that says what it shows")
     pictures = torch.stack(pictures)
     with torch.no_grad():
         mean, logvar = pipe.vae.moments(from_bytes(pictures).to(pipe.device))
