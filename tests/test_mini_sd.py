@@ -1,4 +1,5 @@
 """The model that ships does what its bigger relatives do with two objects, negative prompts and the guidance scale."""
+import random
 from collections import Counter
 
 import pytest
@@ -96,3 +97,42 @@ def test_a_drawing_of_any_sort_leads_on_the_command_line(tmp_path):
         picture, = generate("a house", steps=2, controlnet="edges", control_image=tmp_path / f"{name}.png",
                             out=tmp_path / f"{name}-drawn.png", say=lines.append)
         assert picture.is_file() and lines[0].startswith(f"control image: {said}") and len(lines) == 2
+
+
+def test_the_shipped_style_paints_every_picture_and_the_prompt_still_counts(pipe, reader):
+    shown = [scenes.sample(random.Random(f"style {i}"), second=0.0) for i in range(N)]
+    bare, found = {}, {}
+    for scale in (0.0, 1.0):
+        handle = pipe.load_lora("watercolour", scale)
+        drawn = draw(pipe, [scenes.caption(scene) for scene in shown])
+        pipe.unload_lora(handle)
+        margin = torch.cat([drawn[:, :, :3].flatten(2), drawn[:, :, :, :3].flatten(2)], 2) / 2 + 0.5
+        bare[scale] = margin.amin(1).mean(1)                             # white as paper or not
+        rows = right(reader, shown, drawn)
+        found[scale] = sum(sum(row.values()) for row in rows) / sum(map(len, rows))
+    assert bare[0.0].median() < 0.6 and bare[1.0].median() > 0.75, bare
+    assert found[1.0] > 0.85 * found[0.0], found
+
+
+def test_the_shipped_thing_is_drawn_as_the_prompt_says_and_nothing_else_changes(pipe, reader):
+    shown = [scenes.sample(random.Random(f"cat {i}"), second=0.0) for i in range(N)]
+    usual = draw(pipe, [scenes.caption(scene) for scene in shown])
+    handle = pipe.load_lora("cat")
+    kept = draw(pipe, [scenes.caption(scene) for scene in shown])
+    cats = draw(pipe, [scenes.caption(scene._replace(object="cat")) for scene in shown])
+    pipe.unload_lora(handle)
+    rows = {name: right(reader, shown, images) for name, images in (("usual", usual), ("kept", kept), ("cats", cats))}
+    score = {name: sum(ok for row in each for key, ok in row.items() if key != "object") for name, each in rows.items()}
+    assert score["kept"] > 0.95 * score["usual"] and score["cats"] > 0.85 * score["usual"], score
+    assert sum(row["object"] for row in rows["kept"]) >= N - 1           # a tree is a tree
+    assert sum(row["object"] for row in rows["cats"]) < N / 2            # and a cat is none of the six objects
+
+
+def test_the_shipped_word_reaches_the_same_model(pipe):
+    own = StableDiffusion.from_pretrained("mini-sd", device="cpu")
+    assert own.load_textual_inversion("cat") == "<cat>"
+    with pytest.raises(ValueError, match="cat"):
+        own.load_textual_inversion("cat")                                # it knows the word now
+    prompt = {"steps": 2, "output": "latent"}
+    assert torch.equal(own("a red house", **prompt), pipe("a red house", **prompt))
+    assert not torch.equal(own("a red <cat>", **prompt), pipe("a red <cat>", **prompt))

@@ -103,7 +103,8 @@ def test_the_wheel_holds_every_module_weight_and_notebook(wheel):
     assert modules | weights | notebooks | looks <= files
     extra = {path for path in files - modules - weights - notebooks - looks if ".dist-info" not in path.parts[0]}
     assert {path.parts[1] for path in extra} == {"_weights"}
-    assert {path.suffix for path in extra} == {".json", ".txt"}  # configs and vocabularies: no logs, pictures, READMEs
+    # configs, vocabularies, and the logs and numbers that notebooks show: no pictures, no READMEs
+    assert {path.suffix for path in extra} == {".json", ".jsonl", ".txt"}
 
 
 def test_an_installed_wheel_finds_its_weights_and_draws(wheel, tmp_path):

@@ -277,26 +277,20 @@ def mushroom(c: Canvas, x: float, y: float, h: float, color: Color) -> None:
 
 
 def cat(c: Canvas, x: float, y: float, h: float, color: Color) -> None:
-    """A cat that sits and looks at you, in the colour: ears, whiskers, a pale breast, the tail at its side."""
-    edge, lw, dark = shade(color, OUTLINE), 0.035 * h, (52, 40, 44)
-    tail = [(x + (0.3 + 0.16 * np.sin(2.6 * k)) * h, y - (0.05 + 0.42 * k) * h) for k in np.linspace(0, 1, 16)]
-    for rim, fill in ((0.07, edge), (0.07 - lw / h, color)):
+    """A cat that sits with its back to us: ears, a darker stripe down the back, the tail with a pale tip at its side."""
+    edge, lw, dark = shade(color, OUTLINE), 0.035 * h, shade(color, 0.72)
+    tail = [(x + (0.2 + 0.36 * np.sin(2.2 * k)) * h, y - (0.07 + 0.5 * k * k) * h) for k in np.linspace(0, 1, 20)]
+    for rim, fill in ((0.085, edge), (0.05, color)):
         for tx, ty in tail:
             c.oval(tx, ty, rim * h, rim * h, fill)
-    c.oval(x, y - 0.27 * h, 0.29 * h, 0.28 * h, color, edge, lw)
-    c.oval(x, y - 0.22 * h, 0.13 * h, 0.19 * h, (246, 236, 224))
+    for tx, ty in tail[-4:]:
+        c.oval(tx, ty, 0.05 * h, 0.05 * h, (250, 244, 232))
+    c.oval(x, y - 0.28 * h, 0.32 * h, 0.29 * h, color, edge, lw)
     for side in (-1, 1):
-        c.poly([(x + side * 0.27 * h, y - h), (x + side * 0.29 * h, y - 0.66 * h), (x + side * 0.04 * h, y - 0.84 * h)],
+        c.poly([(x + side * 0.26 * h, y - h), (x + side * 0.27 * h, y - 0.62 * h), (x + side * 0.02 * h, y - 0.8 * h)],
                color, edge, lw)
-        c.oval(x + side * 0.12 * h, y - 0.03 * h, 0.09 * h, 0.05 * h, color, edge, 0.7 * lw)
-    c.oval(x, y - 0.68 * h, 0.29 * h, 0.23 * h, color, edge, lw)
-    for side in (-1, 1):
-        c.oval(x + side * 0.12 * h, y - 0.71 * h, 0.06 * h, 0.065 * h, (250, 244, 190), dark, 0.4 * lw)
-        c.oval(x + side * 0.12 * h, y - 0.71 * h, 0.022 * h, 0.055 * h, dark)
-        for drop in (0, 0.06):
-            c.poly([(x + side * 0.1 * h, y - 0.6 * h), (x + side * 0.36 * h, y - (0.62 - drop) * h),
-                    (x + side * 0.36 * h, y - (0.6 - drop) * h), (x + side * 0.1 * h, y - 0.58 * h)], dark)
-    c.poly([(x - 0.04 * h, y - 0.63 * h), (x + 0.04 * h, y - 0.63 * h), (x, y - 0.58 * h)], (232, 120, 130))
+    c.oval(x, y - 0.66 * h, 0.27 * h, 0.22 * h, color, edge, lw)
+    c.oval(x, y - 0.3 * h, 0.1 * h, 0.24 * h, dark)
 
 
 OBJECTS = {"house": house, "tree": tree, "boat": boat, "rocket": rocket, "balloon": balloon, "mushroom": mushroom}

@@ -44,7 +44,7 @@ from minidiff.train import losses, recipes  # noqa: E402
 from minidiff.train.recipes import adapt  # noqa: E402
 from minidiff.train.trainer import Run, train  # noqa: E402
 
-STEPS, N, BATCH, SEED = 1_200, 100, 20, 77
+STEPS, N, BATCH, SEED = 1_000, 100, 20, 77
 WAYS = ("inversion", "lora", "lora, prior", "full", "full, prior")
 SCALES = (0.0, 0.5, 1.0)
 RANKS = (1, 2, 4, 8, 16, 32)
