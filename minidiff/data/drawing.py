@@ -277,7 +277,7 @@ def mushroom(c: Canvas, x: float, y: float, h: float, color: Color) -> None:
 
 
 def cat(c: Canvas, x: float, y: float, h: float, color: Color) -> None:
-    """A cat that sits with its back to us: ears, a darker stripe down the back, the tail with a pale tip at its side."""
+    """A cat that sits with its back to us: ears, a darker stripe down the back, a tail with a pale tip at its side."""
     edge, lw, dark = shade(color, OUTLINE), 0.035 * h, shade(color, 0.72)
     tail = [(x + (0.2 + 0.36 * np.sin(2.2 * k)) * h, y - (0.07 + 0.5 * k * k) * h) for k in np.linspace(0, 1, 20)]
     for rim, fill in ((0.085, edge), (0.05, color)):
