@@ -251,14 +251,14 @@ def test_pictures_beyond_one_batch_continue_the_seeds(model, tmp_path, monkeypat
 
 def test_words_that_mini_sd_has_never_seen_get_one_line():
     with pytest.warns(UserWarning) as caught:
-        generate._warn_unknown("a red dragon by a castle")
+        generate._warn_unknown("a red dragon by a castle, a cat", {"cat"})
     message = str(caught[0].message)
     assert "never seen: dragon, castle" in message and generate.EXAMPLE in message and "\n" not in message
     assert all(word in message for values in scenes.ATTRIBUTES.values() for word in values)
 
 
 def test_known_words_get_no_line(recwarn):
-    generate._warn_unknown(generate.EXAMPLE)
+    generate._warn_unknown(generate.EXAMPLE, set())
     assert not recwarn.list
 
 

@@ -7,7 +7,8 @@ of the U-Net, the last two also with prior preservation; trainings that --runs h
 prompts with a cat: `cat`, the share that a small classifier (cat or not, trained here on drawings) takes for one, and
 `right`, the mean share of the other six attributes that the reader finds. On N ordinary prompts: `unrelated`, the share
 of pictures with all seven attributes right; `intruders`, the share taken for cats; `moved`, the median distance of the
-latent from the unchanged model's with the same noise, over the latter's norm. --style: another LoRA, at three scales:
+latent from the unchanged model's with the same noise, over the latter's norm (`another seed`: of its pictures of two
+noises). --style: another LoRA, at three scales:
 `style`, the share that a classifier (watercolour or not) takes for one; `right`, the share of attributes that the
 reader finds, and `read`, the same by a copy of the reader that has learned to read watercolours too (4,000 drawings);
 beside them those numbers for drawings. `spectrum`: of the full fine-tune's change of each matrix, the share of its
@@ -173,7 +174,11 @@ def thing(rows: dict, runs: Path, out: Path, threads: int) -> None:
     rows["cat or not"] = share([found == bool(label) for found, label in zip(taken(net, pictures), truth)])
     shown = [scenes.sample(random.Random(f"prompt {SEED} {i}"), second=0.0) for i in range(N)]
     plain = [scenes.caption(scene) for scene in shown]
-    before = torch.cat([latents for latents, _ in [drawn(adapted("base", runs), plain, SEED)]])
+    before, _ = drawn(adapted("base", runs), plain, SEED)
+    if "another seed" not in rows:
+        latents, _ = drawn(adapted("base", runs), plain, SEED + 1_000)
+        rows["another seed"] = quartiles(distances(latents, before))
+        keep(rows, out)
     for way in ("base", *WAYS):
         if way in rows:
             continue
@@ -185,17 +190,20 @@ def thing(rows: dict, runs: Path, out: Path, threads: int) -> None:
         found = right(reader, shown, made)
         others = [statistics.mean(ok for name, ok in row.items() if name != "object") for row in found]
         latents, usual = drawn(pipe, plain, SEED)
-        moved = ((latents - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)).tolist()
         rows[way] = {"cat": share(taken(net, made)), "right": round(statistics.mean(others), 4),
                      "each": {name: share([row[name] for row in found]) for name in found[0] if name != "object"},
                      "unrelated": share([all(row.values()) for row in right(reader, shown, usual)]),
                      "intruders": share(taken(net, usual)),
-                     "moved": quartiles(moved),
+                     "moved": quartiles(distances(latents, before)),
                      "file": max((file.stat().st_size for file in folder.glob("*.safetensors")), default=0)
                      if way != "base" else 0}
         keep(rows, out)
         print(way, {key: value["value"] if isinstance(value, dict) and "value" in value else value
                     for key, value in rows[way].items() if key != "each"}, flush=True)
+
+
+def distances(latents: Tensor, before: Tensor) -> list[float]:
+    return ((latents - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1)).tolist()
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -252,7 +260,8 @@ def spectrum(rows: dict, runs: Path, out: Path) -> None:
 
 
 MEMORY = {"full": {}, "full, checkpointing": {"again": True}, "full, in 4 parts": {"parts": 4}, "lora": {"rank": 8},
-          "lora, checkpointing": {"rank": 8, "again": True}, "inversion": {"words": 2}}
+          "lora, checkpointing": {"rank": 8, "again": True}, "inversion": {"words": 2},
+          "full, prior": {"prior": True}, "lora, prior": {"rank": 8, "prior": True}}
 
 
 def prepared(unet: UNet, rank: int | None, again: bool, words: int | None, width: int) -> tuple[list, Tensor | None]:
@@ -272,9 +281,9 @@ def prepared(unet: UNet, rank: int | None, again: bool, words: int | None, width
 def probe(way: str) -> None:
     """In a process of its own: three steps; prints seconds of the last one, the peak before and after, in bytes."""
     torch.set_num_threads(1)
-    options = {"rank": None, "again": False, "words": None, "parts": 1} | MEMORY[way]
+    options = {"rank": None, "again": False, "words": None, "parts": 1, "prior": False} | MEMORY[way]
     pipe = StableDiffusion.from_pretrained("mini-sd", device="cpu")
-    parts = options.pop("parts")
+    parts, prior = options.pop("parts"), options.pop("prior")
     learned, vectors = prepared(pipe.unet, width=128, **options)
     optimizer = torch.optim.AdamW(learned, lr=1e-6)
     g = torch.Generator().manual_seed(0)
@@ -284,8 +293,8 @@ def probe(way: str) -> None:
         begun = time.perf_counter()
         for rows in torch.arange(8).chunk(parts):
             told = context[rows] if vectors is None else context[rows] + F.pad(vectors, (0, 0, 0, 77 - len(vectors)))
-            loss = losses.diffusion(pipe.unet, pipe.kind, pipe.schedule, z[rows], 100 * rows, z[rows].sin(),
-                                    context=told).mean()
+            loss = sum(losses.diffusion(pipe.unet, pipe.kind, pipe.schedule, x0, 100 * rows, z[rows].sin(),
+                                        context=told).mean() for x0 in [z[rows], z[rows].cos()][:1 + prior])
             (loss / parts).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -302,8 +311,8 @@ def counted(config, way: str, side: int, batch: int) -> dict[str, int]:
     """On the meta device: bytes of weights, of gradients and Adam's two means of what learns, and of the maps that are
     kept for the backward pass, all in float32.
     """
-    options = {"rank": None, "again": False, "words": None, "parts": 1} | MEMORY[way]
-    batch = max(1, batch // options.pop("parts"))
+    options = {"rank": None, "again": False, "words": None, "parts": 1, "prior": False} | MEMORY[way]
+    batch = max(1, batch // options.pop("parts")) * (1 + options.pop("prior"))
     with torch.device("meta"):
         unet = UNet(config)
         learned, vectors = prepared(unet, width=config.cross_attention_dim, **options)

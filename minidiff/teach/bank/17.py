@@ -91,6 +91,8 @@ EXERCISES = {
             "one too many: after the coarsest resolution there is no step to a coarser one":
                 lambda blocks: sum(blocks) + len(blocks) + 2,
             "these are the residual blocks alone": sum,
+            "the steps to coarser resolutions and one more are missing: count conv_in's map, and the middle":
+                lambda blocks: sum(blocks) + 1,
             "these are the resolutions; a resolution keeps several maps": len,
             "the resolutions may have different numbers of blocks; add them up":
                 lambda blocks: len(blocks) * blocks[0] + len(blocks) + 1,
@@ -110,6 +112,14 @@ EXERCISES = {
                 steered(for_middle=lambda own, scale, rs: own),
             "the scale multiplies the U-Net's own maps too: at scale 0 nothing is left of the picture":
                 steered(lambda own, scale, r: scale * (own + r), lambda own, scale, rs: scale * (own + rs[-1])),
+            "at scale 0 the U-Net's own maps must stay as they are: the scale belongs to the residual alone":
+                steered(lambda own, scale, r: scale * (own + r)),
+            "the scale of the middle's residual is missing":
+                steered(for_middle=lambda own, scale, rs: own + rs[-1]),
+            "the middle's residual takes its place; it is to be added":
+                steered(for_middle=lambda own, scale, rs: scale * rs[-1]),
+            "the middle gets the first residual, and as a whole; its own is the last, and is added":
+                steered(for_middle=lambda own, scale, rs: rs[0]),
             "the maps are right, but the middle is scaled as a whole; only the residual is to be scaled":
                 steered(for_middle=lambda own, scale, rs: scale * (own + rs[-1])),
             "each ControlNet starts again from the U-Net's own maps, so only the last one counts":
@@ -133,7 +143,7 @@ EXERCISES = {
         wrong={
             "you look for the copy's gradient in step 1; there it is 0 in every run that starts right":
                 lambda table: "dead" if table[0][1] == 0 else "not zero",
-            "a healthy run is called deaf: in step 2 the hint encoder's last layer is still 0, so look at step 3":
+            "a healthy run is called deaf: in step 3, not sooner, compare the first layer's gradient with the copy's":
                 lambda table: diagnosis(table) if diagnosis(table) in ("dead", "not zero") else
                 "deaf" if table[1][2] < 1e-3 * table[1][1] else "healthy",
             "a run that starts right is called not zero: in step 2 the copy should get a gradient; look at step 1":

@@ -87,7 +87,8 @@ LAYERS = ((drawn(5, 4), drawn(2, 4, seed=1), drawn(5, 2, seed=2), 3.0, 0.7),
           (drawn(6, 6), drawn(1, 6, seed=3), drawn(6, 1, seed=4), 8.0, -1.0))
 A, B = drawn(2, 4, seed=5), drawn(3, 2, seed=6)
 HALF = torch.tensor([[1.0], [0.0]])  # the first of two
-STARTS = ((A, 0 * B), (0 * A, 0 * B), (A, B), (0 * A, B), (A * HALF, B * (1 - HALF.T)), (A, 1e-3 * B))
+ZERO = torch.zeros_like
+STARTS = ((A, ZERO(B)), (ZERO(A), ZERO(B)), (A, B), (ZERO(A), B), (A * HALF, B * (1 - HALF.T)), (A, 1e-3 * B))
 PAIRS = (((drawn(2, 4), drawn(5, 2, seed=1), 1.5), (drawn(2, 4, seed=2), drawn(5, 2, seed=3), 0.5), 0.8, 0.6),
          ((drawn(3, 6), drawn(2, 3, seed=1), 2.0), (drawn(3, 6, seed=2), drawn(2, 3, seed=3), 1.0), -1.0, 2.0))
 CHANGES = ((drawn(6, 4), 2), (drawn(4, 7, seed=1), 1), (drawn(5, 5, seed=2), 3))
@@ -100,6 +101,8 @@ EXERCISES = {
             "alpha alone is too much: it is divided by the rank": added(lambda down, up, alpha, scale: scale * alpha),
             "the factor is upside down: alpha over the rank": added(
                 lambda down, up, alpha, scale: scale * len(down) / alpha),
+            "this divides by the number of inputs, the last side of down; the rank is its first": added(
+                lambda down, up, alpha, scale: scale * alpha / down.shape[-1]),
             "this divides by the number of outputs; the rank is the side that up and down share":
                 added(lambda down, up, alpha, scale: scale * alpha / len(up)),
             "this divides by the root of the rank, as rsLoRA does; a kohya file means alpha/rank":
@@ -118,6 +121,8 @@ EXERCISES = {
         wrong={
             "down = 0 and up random is healthy too: the product is zero, and down learns first":
                 lambda down, up: diagnosis(down, up) if down.any() or not up.any() else "harms at once",
+            "up need not be zero: what counts is the product, and it is zero if either half is":
+                lambda down, up: "harms at once" if up.any() else "healthy" if down.any() else "never learns",
             "with both at zero each gradient of (18.2) is zero, in every step: it never learns":
                 lambda down, up: "harms at once" if (up @ down).any() else "healthy",
             "a random product is added to the layer before anything is learned: that harms at once":
@@ -180,6 +185,9 @@ EXERCISES = {
             "this cuts the matrix, not its spectrum: the first rows are no approximation of the rest":
                 lambda delta, rank: (torch.cat([delta[:rank], 0 * delta[rank:]]),
                                      delta[:rank].square().sum() / delta.square().sum()),
+            "torch.linalg.svd returns V transposed already: its first rows are wanted, not its first columns": cut(
+                lambda u, values, vh, rank: ((u[:, :rank] * values[:rank]) @ vh[:, :rank].T if len(vh) == len(vh.T)
+                                             else 0 * u @ vh, values[:rank].square().sum() / values.square().sum())),
             "the share is missing: the answer is (nearest, share)": lambda delta, rank: extracted(delta, rank)[0],
         },
         also=(by_eigenvectors,)),
