@@ -69,6 +69,11 @@ def test_a_batch_in_parts_is_the_batch(tmp_path, parts, float32):
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)
 
 
+def test_a_part_has_at_least_one_example(tmp_path):
+    with pytest.raises(ValueError, match="accumulate is 17; each process has 16 of 16 examples"):
+        fit(tmp_path, 1, accumulate=17)
+
+
 def test_log_has_one_line_per_fifty_steps_also_after_a_resume(tmp_path):
     fit(tmp_path, 120, seconds=1e-9)
     fit(tmp_path, 120, resume=True)

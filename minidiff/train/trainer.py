@@ -167,7 +167,7 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         sample: averaged net -> PIL picture, drawn at every checkpoint.
 
     Raises:
-        ValueError: what `check` and `resume` say; the loss became NaN or infinite.
+        ValueError: what `check` and `resume` say; the loss became NaN or infinite; more parts than examples.
         KeyboardInterrupt: Ctrl-C, or `Terminated`, SIGTERM, came: raised behind the step at work and a checkpoint.
         OSError: a file cannot be written; it is named.
     """
@@ -192,6 +192,9 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
         write_atomic(log, "".join(f"{line}\n" for line in keep if _logged(line) <= step))  # later steps run again
     objective, optimizer = accelerator.prepare(Objective(net, loss), optimizer)
     size = batch // accelerator.num_processes
+    if run.accumulate > size:
+        raise ValueError(f"accumulate is {run.accumulate}; each process has {size} of {batch} examples, and a part needs "
+                         "at least one")
     ends = [accelerator.process_index * size + size * k // run.accumulate for k in range(run.accumulate + 1)]
     shares = [slice(*pair) for pair in itertools.pairwise(ends)]
     began = saved = time.monotonic()

@@ -166,16 +166,17 @@ def lessons(pipe: StableDiffusion, few: Few, kept: Few | None, run: Run, anew: b
 
 
 def own_pictures(pipe: StableDiffusion, prior: str, run: Run) -> Few:
-    """What the model itself draws of a prompt, or of the captions of PRIOR scenes, as latents."""
+    """What the model itself draws of a prompt, or of the captions of scenes, as latents: PRIOR of them, or a batch."""
     from tqdm import tqdm
 
+    n = max(PRIOR, run.batch)
     if prior == "scenes":
-        _, shown = scenes.render(PRIOR, 16, seed=run.seed)
+        _, shown = scenes.render(n, 16, seed=run.seed)
         captions = [scenes.caption(scene) for scene in shown]
     else:
-        captions = [text(prior)] * PRIOR
+        captions = [text(prior)] * n
     drawn = [pipe(captions[first:first + 8], seed=first, output="latent")
-             for first in tqdm(range(0, PRIOR, 8), "what stays", unit="batch")]
+             for first in tqdm(range(0, n, 8), "what stays", unit="batch")]
     mean = torch.cat(drawn)
     return Few(torch.empty(0), captions, mean, torch.zeros_like(mean))
 
