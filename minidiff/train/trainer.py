@@ -193,8 +193,8 @@ def train(name: str, net: nn.Module, loss: Callable[[nn.Module, int, slice], dic
     objective, optimizer = accelerator.prepare(Objective(net, loss), optimizer)
     size = batch // accelerator.num_processes
     if run.accumulate > size:
-        raise ValueError(f"accumulate is {run.accumulate}; each process has {size} of {batch} examples, and a part needs "
-                         "at least one")
+        raise ValueError(f"accumulate is {run.accumulate}; each process has {size} of {batch} examples, and a part "
+                         "needs at least one")
     ends = [accelerator.process_index * size + size * k // run.accumulate for k in range(run.accumulate + 1)]
     shares = [slice(*pair) for pair in itertools.pairwise(ends)]
     began = saved = time.monotonic()
