@@ -56,16 +56,16 @@ def target(kind: str, x0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: flo
     return p * x0 + q * eps
 
 
-def split(kind: str, x: Tensor, out: Tensor, alpha: float, sigma: float) -> Pred:
+def split(kind: str, x: Tensor, out: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Pred:
     """Solve out = p·x0 + q·eps together with x = alpha·x0 + sigma·eps.
 
         x0 = (q·x − sigma·out)/det,   eps = (alpha·out − p·x)/det,   det = alpha·q − sigma·p
 
     Args:
-        x, out: state and raw network output, the same shape.
+        x, out: state and raw network output, the same shape. alpha, sigma: numbers, or tensors that broadcast.
 
     Raises:
-        ValueError: the two equations do not determine x0 and eps (det = 0), as for eps at alpha = 0.
+        ValueError: the two equations do not determine x0 and eps (det = 0), as for eps at alpha = 0; of numbers only.
 
     >>> import torch
     >>> split("eps", torch.tensor(2.0), torch.tensor(1.0), 0.5, 1.0)
@@ -73,7 +73,7 @@ def split(kind: str, x: Tensor, out: Tensor, alpha: float, sigma: float) -> Pred
     """
     p, q = coefficients(kind, alpha, sigma)
     det = alpha * q - sigma * p
-    if det == 0:
+    if not isinstance(det, Tensor) and det == 0:
         raise ValueError(f"a {kind} prediction at alpha = {alpha:g}, sigma = {sigma:g} does not tell x0 and eps apart; "
                          "use v-prediction at zero terminal SNR, or start from a level above it")
     return Pred((q / det) * x - (sigma / det) * out, (alpha / det) * out - (p / det) * x)
@@ -115,6 +115,37 @@ def denoiser(net: Callable, kind: str) -> Callable[[Tensor, Level], Pred]:
         return split(kind, x, net(x, t), alpha, sigma)
 
     return denoise
+
+
+def consistent(net: Callable, least: float, d: float = SIGMA_DATA) -> Callable[[Tensor, Level], Pred]:
+    """The consistency function of a net (Song et al. 2023, arXiv 2303.01469, eq. 5): where the path through x ends.
+
+        f = c_skip·y + c_out·net(c_in·y, t),   c_skip = d²/((u − least)² + d²),   c_out = d·(u − least)/√(u² + d²),
+        c_in = 1/√(u² + d²),   y = x/alpha,   u = sigma/alpha
+
+    At u = least f is y, whatever the net says: the boundary without which "always 0" would be consistent too.
+
+    Args:
+        net: (x, t) -> F. least: the noise-to-signal ratio at which paths end, sigma_min. d: deviation of the data.
+
+    Returns:
+        (x, level) -> Pred: x0 is f, eps what is then left of x. A level may hold tensors that broadcast against x.
+
+    Matches: CMStochasticIterativeScheduler, tests/parity/test_samplers.py.
+
+    >>> import torch
+    >>> f = consistent(lambda x, t: torch.full_like(x, 100.0), least=0.002)
+    >>> f(torch.tensor([3.0]), Level(0.0, 1.0, 0.002)).x0
+    tensor([3.])
+    """
+    def end(x: Tensor, level: Level) -> Pred:
+        t, alpha, sigma = level
+        y, u = x / alpha, sigma / alpha
+        scale = (u * u + d * d) ** -0.5
+        x0 = d * d / ((u - least) ** 2 + d * d) * y + d * (u - least) * scale * net(scale * y, t)
+        return Pred(x0, (x - alpha * x0) / sigma)
+
+    return end
 
 
 def score(pred: Pred, level: Level) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training losses: noise prediction (DDPM) and the bound behind it, KL-VAE with its critic, contrastive (CLIP)."""
+"""The training losses: noise prediction and the bound behind it, consistency, KL-VAE with its critic, contrastive."""
 from __future__ import annotations
 
 import math
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minidiff.grid import Grid
-from minidiff.prediction import coefficients, moved, target
+from minidiff.prediction import Pred, coefficients, moved, split, target
+from minidiff.samplers import euler
 from minidiff.schedule import Level
 
 
@@ -236,3 +237,121 @@ def contrastive(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     logits = logit_scale.exp() * image @ text.T  # (N, N)
     same = torch.arange(len(logits), device=logits.device)
     return 0.5 * (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same))
+
+
+def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
+    """√(|a − b|² + c²) − c per row: |a − b|²/2c where it is small, |a − b| where it is large (iCT, arXiv 2310.14189).
+
+    Args:
+        a, b: (B,...); |·| is over all numbers of a row. c: about 0.00054·√D for D of them (section 3.3 of the paper).
+
+    >>> pseudo_huber(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 0.0), pseudo_huber(*torch.ones(2, 1, 2), 0.1)
+    (tensor([5.]), tensor([0.]))
+    """
+    return ((a - b).flatten(1).square().sum(1) + c * c).sqrt() - c
+
+
+def consistency(f: Callable, pred: Pred, now: Level, nxt: Level, *, goal: Callable | None = None,
+                c: float = 0.0) -> Tensor:
+    """How far f is from giving two neighbours on a path the same end, per row (Song et al. 2023, arXiv 2303.01469).
+
+        pseudo_huber(f(x, now), goal(x', nxt)),   x = alpha·x0 + sigma·eps,   x' = alpha'·x0 + sigma'·eps
+
+    Distillation and training differ in whom they ask for (x0, eps), and in nothing else. Distillation (algorithm 2): a
+    teacher, at x; then x' is Euler's step, or Heun's if it answers with `chord`. Training (algorithm 3): the data, with
+    the noise that was added.
+
+    Args:
+        f: (x, level) -> Pred, such as `prediction.consistent`. pred: x0 and eps (B,...), with x in them.
+        now, nxt: neighbouring levels, in numbers or in tensors that broadcast; nxt is nearer to the data.
+        goal: what f is to agree with, without gradient, such as an average of it; None: f (iCT, arXiv 2310.14189).
+        c: of `pseudo_huber`; 0: the distance itself.
+
+    Returns:
+        (B,)
+
+    Matches: zero for `exact.consistency`, above it for others, tests/test_losses.py.
+
+    >>> ends = lambda x, level: Pred(torch.zeros_like(x), x)
+    >>> consistency(ends, Pred(torch.zeros(1, 2), torch.ones(1, 2)), Level(2.0, 1.0, 2.0), Level(1.0, 1.0, 1.0))
+    tensor([0.])
+    """
+    x, x1 = (level.alpha * pred.x0 + level.sigma * pred.eps for level in (now, nxt))
+    with torch.no_grad():
+        end = (goal or f)(x1, nxt).x0
+    return pseudo_huber(f(x, now).x0, end, c)
+
+
+def chord(denoise: Callable, x: Tensor, now: Level, nxt: Level) -> Pred:
+    """The x0 and eps for which one step of Euler lands where Heun's would (arXiv 2206.00364, algorithm 1).
+
+    Args:
+        denoise: (x, level) -> Pred. now, nxt: levels of alpha = 1, in numbers or in tensors that broadcast.
+
+    >>> chord(lambda x, level: Pred(0 * x, x / level.sigma), torch.tensor([4.0]), Level(2.0, 1.0, 2.0),
+    ...       Level(1.0, 1.0, 1.0))
+    Pred(x0=tensor([0.]), eps=tensor([2.]))
+    """
+    first = denoise(x, now)
+    eps = (first.eps + denoise(first.x0 + nxt.sigma * first.eps, nxt).eps) / 2
+    return Pred(x - now.sigma * eps, eps)
+
+
+def reflow_pairs(denoise: Callable, z: Tensor, grid: Grid) -> Pred:
+    """Noise and the data to which a flow carries it (Liu et al. 2022, arXiv 2209.03003): what reflow learns from.
+
+    In `diffusion(net, "flow", …)` they take the place of data and noise that met by chance. The paths that come of it
+    are straighter, and no longer than before.
+
+    Args:
+        denoise: (x, level) -> Pred. z: unit noise (B,...). grid: from it to the data; Euler's steps are taken.
+
+    Returns:
+        Pred(x0, eps): the ends, and z.
+
+    >>> from minidiff.prediction import oracle
+    >>> grid = Grid([Level(1000.0, 0.0, 1.0), Level(500.0, 0.5, 0.5), Level(0.0, 1.0, 0.0)])
+    >>> reflow_pairs(oracle(3.0), torch.tensor([1.0]), grid)
+    Pred(x0=tensor([3.]), eps=tensor([1.]))
+    """
+    with torch.no_grad():
+        *_, last = euler(denoise, grid.start(z), grid)
+    return Pred(last.x, z)
+
+
+def lcm(net: Callable, teacher: Callable, kind: str, schedule: Callable, x0: Tensor, t: Tensor, eps: Tensor, *,
+        skip: int = 20, scaling: float = 10.0, c: float = 1e-3) -> Tensor:
+    """Latent consistency distillation per picture (Luo et al. 2023, arXiv 2310.04378, algorithm 1).
+
+        mean of √(d² + c²) − c,   d = f(x_t, t) − f(x', t'),   x' = one step of DDIM from x_t to t' = max(t − skip, 0)
+        f(x, t) = c_skip·x + c_out·x0(x, t),   c_skip = d²/(u² + d²),   c_out = u/√(u² + d²),   u = scaling·t,   d = ½
+
+    The step is the teacher's; f(x', t') is the goal, without gradient. Both nets are told what they are told.
+    NOTE: the goal is the net's own answer, not that of an average of it: Song & Dhariwal 2023 (arXiv 2310.14189,
+    section 3.2) show that the average is not needed.
+
+    Args:
+        net: (x, t) -> out, the one that learns. teacher: the same, finished, with guidance in it (`guidance.cfg`).
+        kind: what both predict: eps, x0 or v. schedule: t (B,) -> (alpha, sigma).
+        x0, eps: clean data and unit noise (B,...). t: (B,) whole times, at the ends of steps: 19, 39 … 999.
+
+    Returns:
+        (B,)
+
+    >>> from minidiff.schedule import SD
+    >>> knows = lambda x, t: x / SD(t)[1].view(-1, 1)                        # the noise, where all data is 0
+    >>> lcm(knows, knows, "eps", SD, torch.zeros(2, 1), torch.tensor([499, 999]), torch.ones(2, 1)).max() < 1e-6
+    tensor(True)
+    """
+    def ends(x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        u = scaling * t.to(x).view(alpha.shape)
+        x0 = split(kind, x, net(x, t).float(), alpha, sigma).x0
+        return 0.25 / (u * u + 0.25) * x + u / (u * u + 0.25).sqrt() * x0
+
+    nxt = (t - skip).clamp(min=0)
+    now, then = ([part.to(x0).view(-1, *[1] * (x0.ndim - 1)) for part in schedule(time)] for time in (t, nxt))
+    x = now[0] * x0 + now[1] * eps
+    with torch.no_grad():
+        guess = split(kind, x, teacher(x, t).float(), *now)
+        goal = ends(then[0] * guess.x0 + then[1] * guess.eps, nxt, *then)
+    return (((ends(x, t, *now) - goal).square() + c * c).sqrt() - c).flatten(1).mean(1)

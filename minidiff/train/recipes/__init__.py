@@ -14,6 +14,8 @@ from minidiff.io.weights import weights_dir
 from minidiff.train.pictures import DRAWINGS, enough, made_of
 from minidiff.train.recipes.adapt import controlnet_edges, controlnet_masks, inversion, lora
 from minidiff.train.recipes.begin import model_parts
+from minidiff.train.recipes.distil import lcm
+from minidiff.train.recipes.flow import dit
 from minidiff.train.recipes.judges import counter, reader
 from minidiff.train.recipes.mini_sd import clip, perceptual, unet, vae
 from minidiff.train.recipes.on_pixels import classifier, pixels, pixels_class
@@ -24,19 +26,20 @@ from minidiff.values import whole
 RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": clip, "perceptual": perceptual,
                                 "vae": vae, "unet": unet, "pixels": pixels, "pixels-class": pixels_class,
                                 "classifier": classifier, "controlnet-edges": controlnet_edges,
-                                "controlnet-masks": controlnet_masks, "lora": lora, "inversion": inversion}
+                                "controlnet-masks": controlnet_masks, "lora": lora, "inversion": inversion, "lcm": lcm, "dit": dit}
 STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
          "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500, "controlnet-edges": 1_800,
-         "controlnet-masks": 1_800, "lora": 1_200, "inversion": 1_000}  # those of the weights that ship
+         "controlnet-masks": 1_800, "lora": 1_200, "inversion": 1_000, "lcm": 3_000, "dit": 6_000}  # those of the weights
+                                                                                         # that ship
 BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8, "unet": 64, "pixels": 64,
            "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8,
-           "inversion": 8}
+           "inversion": 8, "lcm": 32, "dit": 64}
 ONE_MODEL = {"clip", "vae", "unet"}  # these write parts of one folder
 FROM_FEW = {"lora", "inversion"}     # these learn from a few pictures, which a folder holds
-BESIDE = {"controlnet-edges", "controlnet-masks"} | FROM_FEW             # these leave the model in --init as it is
+BESIDE = {"controlnet-edges", "controlnet-masks", "lcm", "dit"} | FROM_FEW  # these leave the model in --init as it is
 OWN = ("rank", "text_encoder", "prior", "checkpointing", "word")        # options of single recipes
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")                    # what they depend on of it
-FEW = 8_000                                                             # drawings that are enough for them
+ENOUGH = {"controlnet-edges": 8_000, "controlnet-masks": 8_000, "lcm": 40_000, "dit": 40_000}  # drawings, where fewer do
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
@@ -98,7 +101,7 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         settings = replace(settings, batch=settings.batch or usual, accumulate=usual_parts)
         own = {option: before.get(option, known[option].default) for option in OWN if option in known} | own
         number = before.get("drawings", DRAWINGS) if resume else enough(settings.steps * settings.batch)
-        number = min(number, FEW) if name in BESIDE else number
+        number = min(number, ENOUGH.get(name, number))
         model = {"another model": digest(*(init / part for part in PARTS))} if name in BESIDE else {}
         made = made_of(settings, size, data, init, parts) | eye | model | {"drawings": number, "batch": settings.batch}
         made |= {"accumulate": settings.accumulate, **own}
