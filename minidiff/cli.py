@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
                    help="your own pictures; captions from metadata.jsonl, .txt files beside them, or their names; of "
                         "lora and inversion also cat or watercolour, 24 drawings each")
     p.add_argument("--init", metavar="MODEL", help="start from these weights: mini-sd, a model's folder, or its part's")
-    p.add_argument("--rank", type=_whole, help="of lora (default 8)")
+    p.add_argument("--rank", type=_whole, help="of lora (default 8), and of lcm, which is then a LoRA")
     p.add_argument("--text-encoder", action="store_true", default=None, help="of lora: the text encoder learns too")
     p.add_argument("--prior", metavar="PROMPT",
                    help='of lora: what must stay as it is, such as "a tree", or scenes for all that mini-sd draws')
@@ -226,8 +226,8 @@ def _from(g: argparse._ArgumentGroup) -> None:
 
 def _with(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--model", metavar="MODEL",
-                   help="mini-sd, which ships with minidiff (default), a model's folder, its single file, or "
-                        '"owner/name" of the Hugging Face Hub')
+                   help="mini-sd (default) or mini-sd-lcm, which draws in 4 steps: both ship; a model's folder, its "
+                        'single file, or "owner/name" of the Hugging Face Hub')
     g.add_argument("--download", action="store_true", help="fetch what is missing of owner/name")
     g.add_argument("--variant", metavar="NAME", help='which of a folder\'s weight files, such as "fp16"')
     g.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of a single file, which carries none")
@@ -236,7 +236,7 @@ def _with(g: argparse._ArgumentGroup) -> None:
                    help="what the model predicts, if its file does not say it: epsilon, v_prediction or sample")
     g.add_argument("--vae", metavar="FILE", help="another VAE, a file or a folder")
     g.add_argument("--lora", metavar="FILE[=X]", action="append",
-                   help="a LoRA to load, X times as strong; watercolour and cat ship; may be given several times")
+                   help="a LoRA to load, X times as strong; watercolour, cat and lcm ship; may be given several times")
     g.add_argument("--embedding", metavar="FILE[=WORD]", action="append",
                    help="a textual inversion to load, as WORD, or cat, the word <cat>; may be given several times")
     g.add_argument("--device", metavar="NAME", help="cpu, cuda or mps (default: the fastest there is)")

@@ -132,5 +132,5 @@ def consistency(mixture: Mixture, least: float, steps: int = 1000) -> Callable[[
 def _noised(mixture: Mixture, x: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log weights (K,), means (K,D) and stds (K,) of the clean mixture, and the variance (K,) at this level, as x."""
     weights, means = mixture.weights.to(x), mixture.means.to(x)
-    std = torch.as_tensor(mixture.std).to(x).expand(len(means))
+    std = torch.as_tensor(mixture.std, dtype=x.dtype, device=x.device).expand(len(means))
     return weights.log(), means, std, level.alpha**2 * std.square() + level.sigma**2

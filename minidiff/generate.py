@@ -86,6 +86,7 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
     """
     from minidiff.io import images as io
     from minidiff.io import parameters
+    from minidiff.io.hub import MODELS
     from minidiff.io.write import claimed, targets
     from minidiff.sd.pipeline import redrawn
     from minidiff.sd.settings import Settings
@@ -123,7 +124,7 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
     io.check_writable([*paths, *([Path(film)] if film else [])], overwrite)
     settled = pipe.settled(Settings(**settings))
     if enlarge is not None:
-        strength = redrawn(settled.steps, 0.1 if strength is None and model == "mini-sd" else strength)
+        strength = redrawn(settled.steps, 0.1 if strength is None and model in MODELS else strength)
     elif init_image is not None:
         strength = settled.taken
     known = _known(pipe, settled, locals())
@@ -146,7 +147,7 @@ def generate(prompt: str | Sequence[str], *, model: File = "mini-sd", tokenizer:
                     image = io.enlarged(image, enlarge, pipe.vae.factor)
                     part = part | {"image": image, "height": image.shape[2], "width": image.shape[3]}
                 for i, step in enumerate(pipe.stream(batch, seed=seed + first, **part)):
-                    if i == first == number == 0 and model == "mini-sd" and not embedding:  # behind what may be wrong
+                    if i == first == number == 0 and model in MODELS and not embedding:  # behind what may be wrong
                         _warn_unknown(" ".join(map(_plain, texts)), {Path(_scaled(file)[0]).stem for file in lora})
                     bar.update(i > 0)
                     if film is not None and first == number == 0:       # which of them to show is known at the end

@@ -8,7 +8,8 @@ from torch import nn
 from minidiff import exact
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid, karras
-from minidiff.prediction import denoiser, moved, target
+from minidiff.measure.metrics import straightness
+from minidiff.prediction import Pred, consistent, denoiser, moved, target
 from minidiff.samplers import ddim
 from minidiff.schedule import DDPM, EDM, SD, Discrete, Flow, Level, linear_betas
 from minidiff.train import losses
@@ -223,3 +224,156 @@ def test_kl_term_equals_torch_distributions():
 def test_contrastive_loss_is_low_for_matches_and_high_for_a_shuffle():
     v, scale = torch.eye(8), torch.tensor(3.0)
     assert losses.contrastive(v, v, scale) < 0.1 < 1.0 < losses.contrastive(v, v.roll(1, 0), scale)
+
+
+PAIR = Mixture(torch.tensor([0.4, 0.6]).double(), torch.tensor([[-1.0, 0.3], [0.8, -0.2]]).double(), 0.2)
+LEAST = 0.002
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def heights(us):
+    return [Level(0.0, 1.0, u) for u in us]
+
+
+def test_the_consistency_loss_is_zero_for_the_exact_function_and_for_no_denoiser():
+    """With the teacher's steps; they are so short that theirs is the only error."""
+    truth, denoise = exact.consistency(PAIR, LEAST), exact.denoiser(PAIR)
+    for far, near in ((2.0, 1.98), (0.5, 0.495), (0.1, 0.099)):
+        now, nxt = heights((far, near))
+        x = torch.tensor([[-1.0, 0.3], [0.8, -0.2]]).double().repeat(20, 1) + now.sigma * normal(40, 2)
+        pred = losses.chord(denoise, x, now, nxt)
+        torch.testing.assert_close(pred.x0 + now.sigma * pred.eps, x)
+        found = losses.consistency(truth, pred, now, nxt)
+        assert found.max() < 2e-4 and losses.consistency(denoise, pred, now, nxt).mean() > 20 * found.mean()
+
+
+def test_consistency_training_has_the_same_gradient_as_distillation_in_the_mean():
+    """E[eps | x] is the teacher's: with the squared distance and close levels the gradients agree (arXiv 2303.01469,
+    theorem 2), here of a function that is linear in its parameters."""
+    now, nxt = heights((0.7, 0.699))
+    which = torch.multinomial(PAIR.weights, 400_000, replacement=True, generator=torch.Generator().manual_seed(1))
+    x0 = PAIR.means[which] + PAIR.std * normal(400_000, 2, seed=2)
+    data = Pred(x0, normal(400_000, 2, seed=3))
+    x = data.x0 + now.sigma * data.eps
+    weight = torch.eye(2).double().requires_grad_()
+
+    def f(x, level):
+        return Pred((x / (1 + level.sigma)).tanh() @ weight, x)
+
+    def gradient(pred):
+        squared = losses.consistency(f, pred, now, nxt) ** 2
+        return torch.autograd.grad(squared.mean() / (2 * (now.sigma - nxt.sigma)), weight)[0]
+
+    taught = gradient(exact.denoiser(PAIR)(x, now))
+    torch.testing.assert_close(gradient(data), taught, atol=0.01, rtol=0.02)
+    assert taught.abs().max() > 0.05
+
+
+def test_without_the_boundary_a_function_that_is_always_zero_is_as_consistent():
+    """And with it, it is not: at the last level f is x, which the levels before have to agree with."""
+    zero = torch.zeros(1, 2).double()
+    net = lambda x, t: 0 * x  # noqa: E731
+    pred, total = Pred(normal(100, 2), normal(100, 2, seed=1)), {}
+    for name, f in (("broken", lambda x, level: Pred(zero + net(x, 0), x)), ("whole", consistent(net, LEAST))):
+        total[name] = sum(losses.consistency(f, pred, *heights(pair)).mean()
+                          for pair in ((80.0, 40.0), (1.0, 0.5), (0.1, LEAST)))
+    assert total["broken"] == 0 and total["whole"] > 0.3
+
+
+def test_the_goal_of_the_consistency_loss_has_no_gradient():
+    weight = torch.ones(1, requires_grad=True)
+    f = lambda x, level: Pred(weight * x, x)  # noqa: E731
+    pred, (now, nxt) = Pred(torch.zeros(1, 1), torch.ones(1, 1)), heights((2.0, 1.0))
+    found = torch.autograd.grad(losses.consistency(f, pred, now, nxt).sum(), weight)[0]
+    assert found == 2                                                     # of |2w − 1|; with the goal's it would be 1
+    assert losses.consistency(f, pred, now, nxt, goal=lambda x, level: Pred(2 * x, x)) == 0
+
+
+def test_levels_may_differ_from_row_to_row():
+    f = consistent(lambda x, t: torch.sin(x), LEAST)
+    pred = Pred(normal(3, 2), normal(3, 2, seed=1))
+    far, near = torch.tensor([[5.0], [1.0], [0.1]]).double(), torch.tensor([[4.0], [0.9], [0.05]]).double()
+    rows = losses.consistency(f, pred, Level(0.0, 1.0, far), Level(0.0, 1.0, near), c=0.03)
+    single = [losses.consistency(f, Pred(*(part[i:i + 1] for part in pred)), *heights((far[i].item(), near[i].item())),
+                                 c=0.03) for i in range(3)]
+    torch.testing.assert_close(rows, torch.cat(single))
+
+
+def test_pseudo_huber_is_between_square_and_distance():
+    a = torch.tensor([[3e-5, 4e-5], [300.0, 400.0]]).double()
+    small, large = losses.pseudo_huber(a, torch.zeros_like(a), 0.03)
+    assert small == pytest.approx(2.5e-9 / 0.06, rel=1e-4) and large == pytest.approx(500 - 0.03, rel=1e-6)
+
+
+def test_the_latent_consistency_loss_is_that_of_the_published_script():
+    """diffusers' train_lcm_distill_sd_wds.py, in its own order, with guidance in the teacher's step."""
+    torch.manual_seed(0)
+    student, teacher, alone = (nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 4)).double() for _ in range(3))
+
+    def told(model):
+        return lambda x, t: model(torch.cat([x, t[:, None] / 1000], 1))
+
+    x0, eps, w = normal(6, 4), normal(6, 4, seed=1), 6.5
+    start = torch.tensor([19, 39, 259, 499, 759, 999])
+    end = (start - 20).clamp(min=0)
+    alphas, sigmas = SD.alpha_bar.double().sqrt(), (1 - SD.alpha_bar.double()).sqrt()
+    a, s, a1, s1 = alphas[start, None], sigmas[start, None], alphas[end, None], sigmas[end, None]
+    x = a * x0 + s * eps
+
+    def answer(x, t, a, s):
+        scaled = 10 * t[:, None].double()
+        c_skip, c_out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+        return c_skip * x + c_out * (x - s * told(student)(x, t)) / a
+
+    with torch.no_grad():
+        given, without = told(teacher)(x, start), told(alone)(x, start)
+        c, u = ((x - s * e) / a for e in (given, without))
+        guided_x0, guided_eps = c + w * (c - u), given + w * (given - without)
+        goal = answer(a1 * guided_x0 + s1 * guided_eps, end, a1, s1)
+    truth = (((answer(x, start, a, s) - goal) ** 2 + 1e-6).sqrt() - 1e-3).mean(1)
+
+    def guided(x, t):
+        given, without = told(teacher)(x, t), told(alone)(x, t)
+        return without + (w + 1) * (given - without)
+
+    exactly = Discrete(SD.alpha_bar.double())
+    found = losses.lcm(told(student), guided, "eps", exactly, x0, start, eps)
+    torch.testing.assert_close(found, truth, atol=1e-5, rtol=1e-5)        # nets answer in float32
+    wanted, got = (torch.autograd.grad(each.mean(), student.parameters()) for each in (truth, found))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_reflow_makes_paths_straight_and_no_longer():
+    """Of two clusters and noise on a line: the field of pairs that met by chance bends; that of reflowed pairs, learned
+    by a net, leads to nearly the same places on straighter ways (arXiv 2209.03003, theorems 3.5 and 3.7)."""
+    from minidiff.grid import flow as straight
+
+    line = Mixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), 0.1)
+    z = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    pair = losses.reflow_pairs(exact.denoiser(line), z, straight(200))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    model = lambda x, t: net(torch.cat([x, torch.as_tensor(t).float().expand(len(x))[:, None] / 1000], 1))  # noqa: E731
+    for _ in range(600):
+        rows = torch.randint(4000, (256,))
+        loss = losses.diffusion(model, "flow", Flow(), pair.x0[rows], 1000 * torch.rand(256), z[rows]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ways = {}
+    with torch.no_grad():
+        for name, denoise in (("before", exact.denoiser(line)), ("after", denoiser(model, "flow"))):
+            ways[name] = list(ddim(denoise, z, straight(50)))
+            ways[name, 1] = list(ddim(denoise, z, straight(1)))[-1].x
+    bent = {name: straightness(ways[name]).mean() for name in ("before", "after")}
+    assert bent["after"] < bent["before"] / 5
+    for name in ("before", "after"):
+        ways[name, "error"] = (ways[name, 1] - ways[name][-1].x).square().mean()
+    assert ways["after", "error"] < ways["before", "error"] / 5
+    cost = [(way[-1].x - z).square().mean() for way in (ways["before"], ways["after"])]
+    chance = (pair.x0[torch.randperm(4000)] - z).square().mean()
+    assert cost[1] < 1.05 * cost[0] < chance

@@ -2,7 +2,12 @@
 import pytest
 import torch
 
+from minidiff import exact
+from minidiff.data.toys import Mixture
+from minidiff.grid import Step, flow
 from minidiff.measure import metrics
+from minidiff.samplers import euler
+from minidiff.schedule import Level
 
 pytestmark = pytest.mark.quick
 
@@ -96,3 +101,22 @@ def test_compare_has_every_measure_with_its_interval():
     assert all(off[name]["low"] > near[name]["high"] for name in ("frechet", "frechet_without_bias",
                                                                   "kernel_distance", "nearest"))
     assert all(off[name]["high"] < near[name]["low"] for name in ("precision", "recall"))
+
+
+def test_paths_of_constant_speed_are_straight_and_a_corner_is_not():
+    """Unequal steps; the corner's two halves have velocities (±1, 1) about a mean of (0, 1): 1."""
+    sigmas = (1.0, 0.7, 0.5, 0.1, 0.0)
+    line = [Step(Level(0.0, 1 - s, s), torch.tensor([[3.0 * s, 2.0]]).double(), None) for s in sigmas]
+    corner = [Step(Level(0.0, 1 - s, s), torch.tensor([[abs(s - 0.5), s]]).double(), None) for s in sigmas]
+    assert metrics.straightness(line).item() == pytest.approx(0, abs=1e-12)
+    assert metrics.straightness(corner).item() == pytest.approx(1)
+
+
+def test_a_gaussian_s_flow_bends_as_its_formula_says():
+    """From N(0, 1) to N(0, s²) the state is z·√((1 − t)²s² + t²); its mean square speed beside that of the chord."""
+    s, grid = 0.3, flow(2000)
+    gauss = Mixture(torch.ones(1).double(), torch.zeros(1, 1).double(), s)
+    steps = list(euler(exact.denoiser(gauss), torch.ones(1, 1).double(), grid))
+    t = (torch.arange(20_000).double() + 0.5) / 20_000
+    speed = ((1 + s * s) * t - s * s) / ((1 - t) ** 2 * s * s + t * t).sqrt()
+    assert metrics.straightness(steps).item() == pytest.approx((speed - (1 - s)).square().mean().item(), rel=1e-2)

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from minidiff.prediction import KINDS, coefficients, denoiser, split, target
-from minidiff.schedule import Level
+from minidiff import exact
+from minidiff.data.toys import Mixture
+from minidiff.prediction import KINDS, coefficients, consistent, denoiser, score, split, target
+from minidiff.schedule import SD, Level
 from tests.exact import PLACES
 
 pytestmark = pytest.mark.quick
@@ -91,3 +93,43 @@ def test_unknown_kind_is_named_before_any_sampling():
     for call in (lambda: denoiser(lambda x, t: x, "noise"), lambda: coefficients("noise", 1.0, 1.0)):
         with pytest.raises(ValueError, match="unknown prediction kind 'noise'; there are eps, x0, v, flow, edm"):
             call()
+
+
+def test_a_consistency_function_is_the_identity_at_its_last_level():
+    """Whatever the net says, and in any coordinates; elsewhere it is Song et al.'s formula."""
+    wild = lambda x, t: 1e3 + torch.exp(x)  # noqa: E731
+    for alpha in (1.0, 0.6):
+        found = consistent(wild, 0.002)(X0, Level(0.0, alpha, 0.002 * alpha))
+        torch.testing.assert_close(found.x0, X0 / alpha, atol=0, rtol=1e-15)
+    seen = []
+    x0, eps = consistent(lambda x, t: seen.append((x, t)) or torch.sin(x), 0.002)(X0, Level(7.0, 1.0, 3.0))
+    skip, out = 0.25 / (2.998**2 + 0.25), 0.5 * 2.998 / 9.25**0.5
+    torch.testing.assert_close(x0, skip * X0 + out * torch.sin(X0 / 9.25**0.5))
+    torch.testing.assert_close(x0 + 3.0 * eps, X0)
+    assert seen[0][1] == 7.0
+
+
+@pytest.mark.parametrize("level", [*(Level(0.0, 1 - s, s) for s in (0.02, 0.3, 0.9)),
+                                   *(Level(0.0, *SD(t)) for t in (9, 600))])
+def test_velocity_score_and_noise_are_three_names_of_one_answer(level):
+    """On a Gaussian in closed form, on a mixture by autograd: velocity -> x0, eps -> score, and any path's velocity.
+
+    score = (alpha·velocity/alpha' − x)/(sigma² − alpha·sigma·sigma'/alpha'), primes for the path's slopes.
+    """
+    _, a, s = level
+    mean, std, x = 0.4, 0.5, torch.linspace(-3, 3, 41, dtype=torch.float64)[:, None]
+    pair = Mixture(torch.tensor([0.3, 0.7]).double(), torch.tensor([[-1.0], [0.6]]).double(), 0.2)
+    var = a * a * std**2 + s * s
+    gauss = Mixture(torch.ones(1).double(), torch.tensor([[mean]]).double(), std)
+    leaf = x.clone().requires_grad_()
+    by_hand = torch.autograd.grad(exact.log_density(pair, leaf, level).sum(), leaf)[0]
+    for data, truth in ((gauss, -(x - a * mean) / var), (pair, by_hand)):
+        x0, eps = exact.denoiser(data)(x, level)
+        for kind in ("flow",) if abs(a + s - 1) < 1e-9 else ("v", "eps"):  # of a net in its own coordinates
+            out = target(kind, x0, eps, a, s)
+            found = denoiser(lambda x, t, out=out: out, kind)(x, level)
+            torch.testing.assert_close(score(found, level), truth, atol=1e-6, rtol=1e-6)
+        for slope_a, slope_s in ((-1.0, 1.0), (-s, a), (-0.3, 2.0)):      # straight, circle, any
+            velocity = slope_a * x0 + slope_s * eps
+            general = (a * velocity / slope_a - x) / (s * s - a * s * slope_s / slope_a)
+            torch.testing.assert_close(general, truth, atol=1e-6, rtol=1e-6)

@@ -15,6 +15,7 @@ from minidiff.io.lora import load_lora
 from minidiff.io.weights import load_state, weights_dir
 from minidiff.nets.classifier import Classifier
 from minidiff.nets.controlnet import ControlNet
+from minidiff.nets.dit import DiT
 from minidiff.nets.patches import Patches
 from minidiff.nets.reader import SCENE, THING
 from minidiff.nets.unet import UNet
@@ -22,7 +23,7 @@ from minidiff.nets.vae import VAE
 from minidiff.sd.pipeline import StableDiffusion
 from minidiff.train import pictures, recipes
 from minidiff.train.pictures import from_bytes
-from minidiff.train.recipes import adapt, judges, mini_sd
+from minidiff.train.recipes import adapt, distil, flow, judges, mini_sd
 from minidiff.train.recipes.begin import grown
 from minidiff.train.trainer import Run, digest
 
@@ -175,6 +176,67 @@ def test_a_lora_is_learned_beside_a_model_and_read_by_diffusers_and_here(model, 
     name = "mid_block.resnets.0.conv1"
     merged = getattr(theirs.unet.get_submodule(name), "base_layer", theirs.unet.get_submodule(name))
     assert torch.allclose(merged.weight.float(), changed["kohya"][f"{name}.weight"], atol=1e-5)
+
+
+def test_a_latent_consistency_model_is_a_whole_model_that_diffusers_reads(model, folder, tmp_path):
+    """It draws in one call per step, is told the scale, and begins as the teacher without guidance."""
+    import diffusers
+
+    before = {file: file.read_bytes() for file in model.rglob("*.safetensors") if "train" not in file.parts}
+    options = {"steps": 2, "size": 64, "device": "cpu", "data": folder, "init": model}
+    recipes.run("lcm", out=tmp_path / "out", **options)
+    assert all(file.read_bytes() == kept for file, kept in before.items())
+    pipe = StableDiffusion.from_pretrained(tmp_path / "out", device="cpu")
+    z = torch.randn(1, 4, *pipe.unet.config.sides)
+    (ours,) = pipe("a red house", latents=z, output="tensor")
+    theirs = diffusers.LatentConsistencyModelPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
+    theirs.set_progress_bar_config(disable=True)
+    assert theirs.unet.config.time_cond_proj_dim == distil.WIDTH
+    assert theirs.scheduler.config.original_inference_steps == 50
+    steps = list(pipe.stream("a red house", latents=z))
+    assert len(steps) == 5 and ours.shape == (3, 64, 64)
+    begun = distil.told(StableDiffusion.from_pretrained(model, device="cpu").unet, 0)
+    context, t = torch.randn(2, 77, 128), torch.tensor([19, 999])
+    x, w = torch.randn(2, *z.shape[1:]), torch.tensor([2.0, 9.0])
+    with torch.no_grad():
+        teacher = StableDiffusion.from_pretrained(model, device="cpu").unet
+        torch.testing.assert_close(begun(x, t, context, w=w), teacher(x, t, context))
+    recipes.run("lcm", out=tmp_path / "out", resume=True, **options | {"steps": 3})
+
+
+def test_a_latent_consistency_model_may_be_a_lora(model, folder, tmp_path):
+    out = tmp_path / "out"
+    recipes.run("lcm", out=out, steps=2, size=64, device="cpu", data=folder, init=model, rank=2)
+    pipe = StableDiffusion.from_pretrained(model, device="cpu")
+    lora = load_lora(out, pipe.loras.parts)
+    assert {len(change.down) for change in lora.values()} == {2} and any(change.up.any() for change in lora.values())
+    pipe.load_lora(out)
+    settings = {"sampler": "lcm", "guidance_scale": 1, "output": "tensor"}
+    assert len(list(pipe.stream("a red house", **{k: v for k, v in settings.items() if k != "output"}))) == 5
+    assert not (out / "unet").exists()
+
+
+def test_a_diffusion_transformer_is_learned_by_flow_matching_and_draws(model, folder, tmp_path):
+    recipes.run("dit", out=tmp_path / "out", steps=2, size=64, device="cpu", data=folder, init=model)
+    net, pipe = DiT.from_pretrained(tmp_path / "out"), StableDiffusion.from_pretrained(model, device="cpu")
+    z = torch.randn(2, 4, *pipe.unet.config.sides)
+    drawn = flow.drawn(net, pipe, ["a red house", "a boat"], z, steps=3, scale=2.0)
+    assert drawn.shape == z.shape and drawn.isfinite().all() and pipe.decode(drawn).shape == (2, 3, 64, 64)
+    assert net.config.cross_attention_dim == 128 and any(p.any() for p in net.proj_out_2.parameters())
+
+
+def test_the_flow_is_followed_from_noise_to_data_in_equal_steps(model):
+    """A net that knows that all data is 3: one step is enough, and guidance between equals changes nothing."""
+    pipe, seen = StableDiffusion.from_pretrained(model, device="cpu"), []
+
+    def knows(x, t, context):
+        seen.append(t)
+        return (x - 3) / (t / 1000)
+
+    z = torch.randn(2, 4, 8, 8)
+    for steps in (1, 4):
+        torch.testing.assert_close(flow.drawn(knows, pipe, ["a", "b"], z, steps=steps), torch.full_like(z, 3.0))
+    assert seen == [1000, 1000, 750, 500, 250]
 
 
 def test_a_lora_may_also_learn_in_the_text_encoder_and_keep_what_the_model_draws(model, few, tmp_path, monkeypatch):
@@ -343,8 +405,9 @@ def test_drawings_are_those_that_are_rendered_all_at_once():
     ({"name": "unet"}, "has no text_encoder; train it first: python -m minidiff train clip --out"),
     ({"name": "vae", "data": "no/such/folder"}, "no/such/folder"),
     ({"name": "lora", "data": "cat", "rank": 0}, "rank is 0; a LoRA has a rank of at least 1"),
+    ({"name": "lcm", "steps": 1, "rank": 0}, "rank is 0; a LoRA has a rank of at least 1"),
     ({"name": "lora", "data": "cat", "word": "cat"}, "lora has no option word; inversion has"),
-    ({"name": "reader", "rank": 2}, "reader has no option rank; lora has"),
+    ({"name": "reader", "rank": 2}, "reader has no option rank; lora and lcm have"),
     ({"name": "lora", "data": "cat", "accumulate": 9}, "accumulate is 9; a batch has at least 1 part, and at most one"),
     ({"name": "inversion", "data": "cat", "word": "dog"}, "the same one new word .* found are none"),
     ({"name": "vae", "data": "cat"}, "there is no folder cat"),

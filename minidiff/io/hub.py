@@ -8,7 +8,8 @@ from pathlib import Path
 from minidiff.io.weights import weights_dir
 
 SHIPPED = "mini-sd"
-ADAPTERS = ("cat", "watercolour")  # LoRAs, of the first also a textual inversion, that ship beside it
+MODELS = (SHIPPED, "mini-sd-lcm")  # whole models that ship; the second draws in few steps
+ADAPTERS = ("cat", "watercolour", "lcm")  # LoRAs, of the first also a textual inversion, that ship beside it
 # of a repository: configs, tokenizers, and weights in the folders of the parts, but for those that nothing here reads
 ENDINGS = (".safetensors", ".bin")
 WANTED = ["*.json", "*.txt"]
@@ -20,8 +21,8 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
     """The path of a model.
 
     Args:
-        source: "mini-sd"; a folder or file; or a repository "owner/name", which is looked for in the cache where
-            huggingface_hub puts what it fetches (HF_HUB_CACHE, HF_HOME).
+        source: "mini-sd" or "mini-sd-lcm"; a folder or file; or a repository "owner/name", which is looked for in the
+            cache where huggingface_hub puts what it fetches (HF_HUB_CACHE, HF_HOME).
         variant: of the weights to fetch, for the parts that have it.
         download: fetch what the cache lacks of a repository; without it the network is never used.
 
@@ -31,13 +32,14 @@ def find(source: str | Path, variant: str | None = None, download: bool = False)
     >>> find("mini-sd").name
     'mini-sd'
     """
-    if source == SHIPPED:
-        return weights_dir() / SHIPPED
+    if source in MODELS:
+        return weights_dir() / source
     path = Path(source)
     if path.exists():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".safetensors", ".ckpt"):
-        raise FileNotFoundError(f"there is no model {source}; give a folder, a file, or {SHIPPED}, which ships here")
+        raise FileNotFoundError(f"there is no model {source}; give a folder, a file, or one of {', '.join(MODELS)}, "
+                                "which ship here")
     return _fetch(str(source), variant) if download else _cached(str(source))
 
 

@@ -36,8 +36,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     """Family, parameters, dtype, prediction type and parts of a model.
 
     Args:
-        path: "mini-sd", a folder (a whole pipeline or one network), a file (of a whole model, a network, a LoRA or a
-            textual inversion), or a repository of the Hugging Face Hub that is in the local cache.
+        path: "mini-sd" or "mini-sd-lcm", a folder (a whole pipeline or one network), a file (of a whole model, a
+            network, a LoRA or a textual inversion), or a repository of the Hugging Face Hub that is in the local cache.
 
     Returns:
         {"path", "family", "parameters", "dtype", "prediction_type" (None where nothing says it), "scheduler",

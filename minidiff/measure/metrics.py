@@ -4,10 +4,12 @@ The numbers depend on the features: they are never to be compared with a publish
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from minidiff.grid import Step
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -81,6 +83,26 @@ def nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     tensor([5., 0.])
     """
     return tuple(torch.cdist(a.flatten(1), b.flatten(1), compute_mode="donot_use_mm_for_euclid_dist").min(1))
+
+
+def straightness(steps: Sequence[Step]) -> Tensor:
+    """How far paths are from straight: the mean of |velocity − mean velocity|² along each, (B,); 0 for a straight line.
+
+    Liu et al. 2022 (arXiv 2209.03003, section 2.2), on the steps that were taken: the velocity of one is the change of
+    x over that of sigma, and counts as long as the step.
+
+    Args:
+        steps: what a sampler yields on a flow's grid, such as that of `schedule.Flow`.
+
+    >>> from minidiff.schedule import Level
+    >>> ways = torch.tensor([[[0.0], [4.0]], [[2.0], [3.0]], [[4.0], [0.0]]])                # the second one turns
+    >>> straightness([Step(Level(0.0, 1 - s, s), x, None) for s, x in zip((1.0, 0.5, 0.0), ways)])
+    tensor([0., 4.])
+    """
+    x, sigma = torch.stack([step.x.flatten(1) for step in steps]), [step.level.sigma for step in steps]
+    long = torch.tensor(sigma).to(x).diff()[:, None, None]
+    off = x.diff(dim=0) / long - (x[-1] - x[0]) / (sigma[-1] - sigma[0])
+    return (off.square().sum(2) * long[..., 0].abs()).sum(0) / abs(sigma[-1] - sigma[0])
 
 
 def without_bias(measure: Callable[[Tensor, Tensor], float], a: Tensor, b: Tensor) -> float:

@@ -176,7 +176,7 @@ class Block(nn.Module):
 
 
 class AdaNorm(nn.Module):
-    """n vectors per block from the one that tells it the time (adaptive LayerNorm; Perez et al. 2018, arXiv 1709.07871).
+    """n vectors per block from the one that tells it the time (adaptive norms; Perez et al. 2018, arXiv 1709.07871).
 
     >>> [part.shape for part in AdaNorm(8, 2)(torch.zeros(1, 8))]
     [torch.Size([1, 8]), torch.Size([1, 8])]
@@ -276,7 +276,7 @@ def _kept(height: int, width: int, dim: int, side: int) -> Tensor:
 def modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     """LN(x)·(1 + scale) + shift of tokens x (B,N,dim), shift and scale (B,dim).
 
-    >>> modulated(torch.tensor([[[1.0, 3.0]]]), torch.zeros(1, 2), torch.ones(1, 2))
+    >>> modulated(torch.tensor([[[1.0, 3.0]]]), torch.zeros(1, 2), torch.ones(1, 2)).round()
     tensor([[[-2.,  2.]]])
     """
     return F.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale[:, None]) + shift[:, None]

@@ -155,7 +155,8 @@ def sinusoid(t: Tensor, dim: int, *, flip: bool = True, shift: float = 0.0) -> T
     tensor([[1., 1., 0., 0.]])
     """
     half = dim // 2
-    f = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000) / (half - shift)))
+    # multiplied first, divided then: at large t another order is another number
+    f = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift))
     angle = t.float()[:, None] * f                                       # (B, dim/2)
     parts = (angle.cos(), angle.sin()) if flip else (angle.sin(), angle.cos())
     return torch.cat(parts, dim=-1)

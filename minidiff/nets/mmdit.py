@@ -1,7 +1,7 @@
 """The network of Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv 2403.03206), diffusers' SD3Transformer2DModel.
 
-Picture and prompt are two streams of tokens with weights of their own, which meet in one attention. The pieces are those
-of `minidiff.nets.dit`; attribute names are parameter names, and these are diffusers'.
+Picture and prompt are two streams of tokens with weights of their own, which meet in one attention. The pieces are
+those of `minidiff.nets.dit`; attribute names are parameter names, and these are diffusers'.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minidiff.nets.attention import spread, split_heads
+from minidiff.nets.attention import split_heads, spread
 from minidiff.nets.config import Config
 from minidiff.nets.dit import MLP, AdaNorm, PatchEmbed, begin, modulated, unpatched, zero
 from minidiff.nets.layers import Embedding, Net, sinusoid
@@ -21,8 +21,8 @@ from minidiff.nets.layers import Embedding, Net, sinusoid
 class MMDiTConfig(Config):
     """Shape of a joint transformer; the defaults are diffusers'.
 
-    Stable Diffusion 3 medium has 24 layers and heads and a width of 1536 for the prompt; 3.5 medium also a table of 384,
-    "rms_norm" and dual attention in the first 13 layers; 3.5 large 38, 2432 and "rms_norm".
+    Stable Diffusion 3 medium has 24 layers and heads, a width of 1536 for the prompt and a table of 192; 3.5 medium a
+    table of 384, "rms_norm" and dual attention in the first 13 layers; 3.5 large 38, 2432, 192 and "rms_norm".
 
     Raises:
         ValueError: numbers that do not fit each other.

@@ -79,8 +79,8 @@ class Model:
         """Load a model.
 
         Args:
-            source: "mini-sd", which ships with the package; a folder in diffusers' layout; a single .safetensors or
-                .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
+            source: "mini-sd" or "mini-sd-lcm", which ship with the package; a folder in diffusers' layout; a single
+                .safetensors or .ckpt file; or a repository of the Hugging Face Hub, "owner/name", from the local cache.
             tokenizer: folder with vocab.json and merges.txt, or tokenizer.json; single files carry none. None: the
                 model's own; for a file see `minidiff.io.tokenizer.find_vocabulary`.
             config: of a single file: "sd1", "sd2-base", "sd2", "sdxl", or a folder in diffusers' layout of the same

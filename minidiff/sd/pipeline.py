@@ -226,7 +226,7 @@ class StableDiffusion(Model):
         """Add a LoRA to the weights, on top of those loaded before; see `minidiff.io.lora`.
 
         Args:
-            path: kohya's, diffusers' or PEFT's file; or "cat" or "watercolour", which ship for mini-sd.
+            path: kohya's, diffusers' or PEFT's file; or "cat", "watercolour" or "lcm", which ship for mini-sd.
             scale: how much of it: 0 nothing, 1 as trained.
 
         Returns:

@@ -78,7 +78,7 @@ def ict_levels(step: int, steps: int, first: int = 10, last: int = 1280) -> int:
 
 
 def ict_shares(levels: Tensor, mean: float = -1.1, std: float = 2.0) -> Tensor:
-    """How often each pair of neighbours is drawn: as ln(sigma) lies between them, a normal variable (2310.14189, eq. 10).
+    """How often each pair of neighbours is drawn: as a normal ln(sigma) falls between them (2310.14189, eq. 10).
 
     Args:
         levels: (N,) sigmas in rising order.

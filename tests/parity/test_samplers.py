@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minidiff import grid, samplers
-from minidiff.prediction import denoiser, target
+from minidiff.prediction import consistent, denoiser, target
 from minidiff.schedule import SD
 from minidiff.sd.scheduler import CLASSES, discrete, from_config, from_diffusers, preset
 from tests.exact import TWO
@@ -210,15 +210,12 @@ def test_consistency_equals_diffusers():
     for t in scheduler.timesteps:
         x = scheduler.step(net(scheduler.scale_model_input(x, t), t), t, x, generator=generator).prev_sample
 
-    def denoise(x, level):
-        t = scheduler.sigma_to_t(level.sigma)
-        skip, out = scheduler.get_scalings_for_boundary_condition(level.sigma)
-        return skip * x + out * net(x / (level.sigma**2 + 0.25) ** 0.5, t), None
-
     # the reference's list ends at sigma = 0, for which it takes sigma_min
-    levels = grid.Grid([grid.Level(0.0, 1.0, max(u, scheduler.config.sigma_min)) for u in sigmas])
+    levels = grid.Grid([grid.Level(scheduler.sigma_to_t(u) if u else 0.0, 1.0, max(u, scheduler.config.sigma_min))
+                        for u in sigmas])
     noise = torch.Generator().manual_seed(1)
-    *_, last = samplers.consistency(denoise, Z * sigmas[0], levels,
+    ends = consistent(net, scheduler.config.sigma_min)
+    *_, last = samplers.consistency(ends, Z * sigmas[0], levels,
                                     noise=lambda like: torch.randn(like.shape, generator=noise))
     assert_same(last.x, x, 1e-4)
 

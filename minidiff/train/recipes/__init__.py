@@ -26,11 +26,12 @@ from minidiff.values import whole
 RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": clip, "perceptual": perceptual,
                                 "vae": vae, "unet": unet, "pixels": pixels, "pixels-class": pixels_class,
                                 "classifier": classifier, "controlnet-edges": controlnet_edges,
-                                "controlnet-masks": controlnet_masks, "lora": lora, "inversion": inversion, "lcm": lcm, "dit": dit}
+                                "controlnet-masks": controlnet_masks, "lora": lora, "inversion": inversion,
+                                "lcm": lcm, "dit": dit}
+# those of the weights that ship
 STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
          "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500, "controlnet-edges": 1_800,
-         "controlnet-masks": 1_800, "lora": 1_200, "inversion": 1_000, "lcm": 3_000, "dit": 6_000}  # those of the weights
-                                                                                         # that ship
+         "controlnet-masks": 1_800, "lora": 1_200, "inversion": 1_000, "lcm": 2_000, "dit": 6_000}
 BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8, "unet": 64, "pixels": 64,
            "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8,
            "inversion": 8, "lcm": 32, "dit": 64}
@@ -39,7 +40,8 @@ FROM_FEW = {"lora", "inversion"}     # these learn from a few pictures, which a 
 BESIDE = {"controlnet-edges", "controlnet-masks", "lcm", "dit"} | FROM_FEW  # these leave the model in --init as it is
 OWN = ("rank", "text_encoder", "prior", "checkpointing", "word")        # options of single recipes
 PARTS = ("unet", "vae", "text_encoder", "tokenizer")                    # what they depend on of it
-ENOUGH = {"controlnet-edges": 8_000, "controlnet-masks": 8_000, "lcm": 40_000, "dit": 40_000}  # drawings, where fewer do
+# drawings, where fewer do
+ENOUGH = {"controlnet-edges": 8_000, "controlnet-masks": 8_000, "lcm": 40_000, "dit": 40_000}
 
 
 def run(name: str, *, out: str | Path | None = None, steps: int | None = None, seconds: float | None = None,
@@ -58,7 +60,8 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
         init: weights to start from: a folder with the same part, or a whole model's, or "mini-sd"; unet takes a whole
             model's other parts too, where `out` has none.
         batch: examples per step; None: the recipe's own number. accumulate: in so many parts, one after the other.
-        own: options of this recipe alone: of lora rank, text_encoder, prior and checkpointing, of inversion word.
+        own: options of this recipe alone: of lora rank, text_encoder, prior and checkpointing, of inversion word, of
+            lcm rank.
 
     Raises:
         ValueError: unknown recipe, options that do not fit it, or a run to resume that was made with others.
@@ -75,7 +78,8 @@ def run(name: str, *, out: str | Path | None = None, steps: int | None = None, s
     for option in own:
         if option not in known:
             takers = [other for other in RECIPES if option in inspect.signature(RECIPES[other]).parameters]
-            raise ValueError(f"{name} has no option {option}" + (f"; {', '.join(takers)} has" if takers else ""))
+            have = f"; {' and '.join(takers)} {'have' if takers[1:] else 'has'}" if takers else ""
+            raise ValueError(f"{name} has no option {option}{have}")
     out = Path(out or f"runs/{'mini-sd' if name in ONE_MODEL else name}")
     settings = Run(out, STEPS[name] if steps is None else steps, seconds, device, threads, resume, batch, seed=seed,
                    accumulate=1 if accumulate is None else accumulate)

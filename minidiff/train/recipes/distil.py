@@ -41,6 +41,8 @@ def lcm(run: Run, *, size: int = 128, data: Path | None = None, init: Path, rank
     Raises:
         ValueError: a rank below 1.
     """
+    if rank is not None:
+        rank = whole("rank", rank, 1, 2**12, f"rank is {rank}; a LoRA has a rank of at least 1")
     means, stds, ids = latents(run, size, data, init)
     run, pipe = fitted(run, len(means)), frozen(run, init)
     teacher, encoder, device = pipe.unet, pipe.text.encoders[0], pipe.device
@@ -48,10 +50,10 @@ def lcm(run: Run, *, size: int = 128, data: Path | None = None, init: Path, rank
         nothing, _ = pipe.text([""])
     skip = pipe.schedule.T // LEVELS
     scheduler = {**pipe.scheduler, "_class_name": "LCMScheduler", "original_inference_steps": LEVELS}
-    if rank is None:
+    whole_net = rank is None
+    if whole_net:
         net = nets = told(teacher, run.seed)
     else:
-        rank = whole("rank", rank, 1, 2**12, f"rank is {rank}; a LoRA has a rank of at least 1")
         net = copy.deepcopy(teacher)
         loras = seeded(lambda: adapt(net, LAYERS, rank=rank), run.seed)
         nets = nn.ModuleList(loras.values())
@@ -64,12 +66,10 @@ def lcm(run: Run, *, size: int = 128, data: Path | None = None, init: Path, rank
         chosen = ids[rows, torch.randint(ids.shape[1], rows.shape, generator=g)]
         t = skip * torch.randint(1, LEVELS + 1, rows.shape, generator=g) - 1
         eps = torch.randn(z0.shape, generator=g)
-        scale = torch.empty(len(rows)).uniform_(*SCALES, generator=g) if rank is None else torch.full((len(rows),),
-                                                                                                    SCALE)
-        scale = scale.to(device)
+        scale = torch.empty(len(rows)).uniform_(*(SCALES if whole_net else (SCALE, SCALE)), generator=g).to(device)
         with torch.no_grad():
             context, _ = encoder(chosen.long().to(device))
-        student = partial(nets if rank is None else net, context=context, **({"w": scale - 1} if rank is None else {}))
+        student = partial(net, context=context, w=scale - 1 if whole_net else None)
         guided = cfg(twice(teacher), {"context": context}, {"context": nothing.expand_as(context)},
                      scale.view(-1, 1, 1, 1))
         each = losses.lcm(student, guided, pipe.kind, pipe.schedule, z0.to(device), t.to(device), eps.to(device),
@@ -77,20 +77,16 @@ def lcm(run: Run, *, size: int = 128, data: Path | None = None, init: Path, rank
         return {"loss": each.mean()}
 
     def sample(nets: nn.Module):
-        drawn = StableDiffusion(pipe.text, nets if rank is None else pipe.unet, pipe.vae, scheduler)
-        if rank is not None:
-            handle = drawn.loras.add(changes(nets))
-        pictures = [drawn(PROMPTS, steps=steps, output="tensor") for steps in (1, 4)]
-        if rank is not None:
-            drawn.loras.remove(handle)
-        return sheet(torch.cat(pictures) * 2 - 1, 16)
+        drawn = StableDiffusion(pipe.text, nets if whole_net else copy.deepcopy(teacher), pipe.vae, scheduler)
+        if not whole_net:
+            drawn.loras.add(changes(nets))
+        return sheet(torch.cat([drawn(PROMPTS, steps=steps, output="tensor") for steps in (1, 4)]) * 2 - 1, 16)
 
     def changes(nets: nn.ModuleList) -> dict:
         return {f"unet.{name}": each.change() for name, each in zip(loras, nets, strict=True)}
 
-    average = train("lcm", nets, loss, run, batch=run.batch, lr=2e-4 if rank is None else 1e-3, ema=0.998,
-                    sample=sample)
-    if rank is None:
+    average = train("lcm", nets, loss, run, batch=run.batch, lr=2e-4 if whole_net else 1e-3, ema=0.998, sample=sample)
+    if whole_net:
         StableDiffusion(pipe.text, average, pipe.vae, scheduler).save_pretrained(run.out, dtype=torch.float16)
     else:
         save_lora(changes(average), run.out / "pytorch_lora_weights.safetensors", dtype=torch.float16)
