@@ -15,7 +15,8 @@ if _sys.version_info < (3, 11):  # noqa: UP036  (the build runs this too: pip sa
 __version__ = "0.1.0"
 
 _HOME = {"StableDiffusion": "minidiff.sd.pipeline", "UNet": "minidiff.nets.unet", "VAE": "minidiff.nets.vae",
-         "ControlNet": "minidiff.nets.controlnet", "Settings": "minidiff.sd.settings"}
+         "ControlNet": "minidiff.nets.controlnet", "DiT": "minidiff.nets.dit", "MMDiT": "minidiff.nets.mmdit",
+         "Settings": "minidiff.sd.settings"}
 _HERE = _Path(__file__).parent
 _ROOMS = ("", "sd", "measure", "nets", "data", "io", "train", "teach")  # where a module is looked for, in this order
 

@@ -36,6 +36,13 @@ def test_a_path_of_yours_goes_before_what_ships(tmp_path, monkeypatch):
     assert hub.find_adapter("cat").resolve() == tmp_path / "cat"
 
 
+def test_both_models_that_ship_go_by_their_names():
+    for name in ("mini-sd", "mini-sd-lcm"):
+        assert (hub.find(name) / "model_index.json").is_file() and hub.find(name).name == name
+    with pytest.raises(FileNotFoundError, match="one of mini-sd, mini-sd-lcm, which ship here"):
+        hub.find("mini-sd-xl")
+
+
 def test_a_repository_is_taken_from_the_cache(cache):
     _, main = snapshot(cache, "1111"), snapshot(cache, "2222", main=True)
     assert hub.find("someone/a-model") == main

@@ -11,8 +11,10 @@ from minidiff.io.images import to_tensor
 from minidiff.io.weights import weights_dir
 from minidiff.measure.evaluate import _pairs_right, prompt_set, right
 from minidiff.nets.controlnet import ControlNet
+from minidiff.nets.dit import DiT
 from minidiff.nets.reader import Reader
 from minidiff.sd.pipeline import StableDiffusion
+from minidiff.train.recipes.flow import drawn
 
 N = 16  # pictures per claim
 
@@ -140,3 +142,52 @@ def test_the_shipped_word_reaches_the_same_model(pipe):
     prompt = {"steps": 2, "output": "latent"}
     assert torch.equal(own("a red house", **prompt), pipe("a red house", **prompt))
     assert not torch.equal(own("a red <cat>", **prompt), pipe("a red <cat>", **prompt))
+
+
+def accuracy(reader, shown, image):
+    """The share of the prompts' attributes that the reader finds."""
+    rows = right(reader, shown, image)
+    return sum(sum(row.values()) for row in rows) / sum(map(len, rows))
+
+
+def test_the_shipped_consistency_model_draws_in_four_calls_what_its_teacher_draws_in_sixteen(pipe, reader):
+    """And in one call most of it, where its teacher has nothing yet. Of 3 N prompts."""
+    quick = StableDiffusion.from_pretrained("mini-sd-lcm", device="cpu")
+    shown = prompt_set("seen", 3 * N)
+    prompts, found = [scenes.caption(scene) for scene in shown], {}
+    for name, model, steps in (("4 calls", quick, 4), ("1 call", quick, 1), ("teacher, 8 steps", pipe, 8),
+                               ("teacher, 1 step", pipe, 1)):
+        found[name] = accuracy(reader, shown, model(prompts, steps=steps, output="tensor") * 2 - 1)
+    assert found["4 calls"] > found["teacher, 8 steps"] - 0.01 and found["1 call"] > 0.85, found
+    assert found["teacher, 1 step"] < 0.5, found
+
+
+def test_the_shipped_consistency_model_heeds_the_scale_it_is_told():
+    quick = StableDiffusion.from_pretrained("mini-sd-lcm", device="cpu")
+    contrast = [(quick("a red house, snow, day", guidance_scale=scale, num_images=N, output="tensor") * 2 - 1)
+                .flatten(1).std(1).mean() for scale in (2.0, 6.0, 11.0)]
+    assert contrast == sorted(contrast) and contrast[2] > 1.01 * contrast[0], contrast
+
+
+def test_the_shipped_lora_makes_the_model_that_ships_as_quick(pipe, reader):
+    shown = prompt_set("seen", 2 * N)
+    prompts, found = [scenes.caption(scene) for scene in shown], {}
+    settings = {"steps": 4, "sampler": "lcm", "guidance_scale": 1, "output": "tensor"}
+    for name in ("without", "with"):
+        handle = pipe.load_lora("lcm") if name == "with" else None
+        found[name] = accuracy(reader, shown, pipe(prompts, **settings) * 2 - 1)
+        if handle is not None:
+            pipe.unload_lora(handle)
+    assert found["with"] > max(0.9, found["without"] + 0.1), found
+
+
+def test_the_shipped_transformer_draws_what_it_is_told(pipe, reader):
+    net, shown = DiT.from_pretrained(weights_dir() / "dit"), prompt_set("seen", N)
+    z = torch.randn(N, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    latents = drawn(net, pipe, [scenes.caption(scene) for scene in shown], z, steps=16)
+    with torch.inference_mode():
+        image = pipe.decode(latents)
+    assert accuracy(reader, shown, image) > 0.8
+    with torch.inference_mode():                                         # and reads its words, not their number
+        other = pipe.decode(drawn(net, pipe, [scenes.caption(scene) for scene in shown[::-1]], z, steps=16))
+    assert accuracy(reader, shown, other) < 0.6

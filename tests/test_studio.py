@@ -50,6 +50,32 @@ def test_what_is_stored_is_a_film_and_the_widget_begins_at_its_end(live):
     assert Image.open(io.BytesIO(live["picture"].value)).width == 2 * 384 + 8 and live["step"].value == 4
 
 
+def test_the_quick_model_draws_with_each_letter_and_the_own_one_with_enter(live, pipe):
+    assert not live["prompt"].continuous_update
+    live["second prompt"].value = ""
+    live["model"].value = studio_module.QUICK
+    assert live["prompt"].continuous_update and live["sampler"].options == ("lcm",)
+    assert (live["steps"].value, live["guidance"].value, live["step"].max) == (4, 8.5, 4)
+    before = live["picture"].value
+    live["prompt"].value = "a green boat, sea, night"
+    assert live["picture"].value != before and live["said"].value == ""
+    *_, last = md.StableDiffusion.from_pretrained("mini-sd-lcm", device="cpu").stream("a green boat, sea, night")
+    shown = Image.open(io.BytesIO(live["picture"].value)).crop((392, 36, 776, 420))
+    right = pipe.preview(last.x0)[0].resize((384, 384), Image.Resampling.BICUBIC)
+    assert (pixels(shown) - pixels(right)).abs().mean() < 1
+    live["model"].value = studio_module.OWN
+    assert not live["prompt"].continuous_update and live["steps"].value == 25 and "ddim" in live["sampler"].options
+
+
+def test_only_mini_sd_is_offered_another_model(pipe):
+    quick = md.StableDiffusion.from_pretrained("mini-sd-lcm", device="cpu")
+    for each, names in ((pipe, 2), (quick, 1)):
+        drawing = Drawing(each, ["a boat"], {"steps": 2, "seed": 0})
+        list(drawing)
+        model, *_ = studio_module._widget(drawing, "a boat").children
+        assert len(model.options) == names
+
+
 @pytest.mark.parametrize("by", ["draw", "Enter"])
 def test_draw_follows_prompt_seed_steps_and_sampler(live, pipe, by):
     live["second prompt"].value = ""

@@ -16,6 +16,8 @@ from minidiff.data.scenes import unknown_words
 from minidiff.editing import look
 from minidiff.nets.attention import watched
 from minidiff.samplers import SAMPLERS, Step
+from minidiff.sd.pipeline import StableDiffusion
+from minidiff.sd.settings import Settings
 from minidiff.teach.diagram import alive, light
 from minidiff.teach.explore import LIVE, Control, player, unseen
 from minidiff.teach.film import as_film, thin
@@ -25,13 +27,12 @@ from minidiff.text import words
 if TYPE_CHECKING:
     from PIL import Image
 
-    from minidiff.sd.pipeline import StableDiffusion
-
 STORED = 8           # frames of the film that stands in for the widget
 SIDE, LARGE = 192, 384  # of each picture, in pixels: stored, and live
 GAP = 8              # pixels between two pictures
 SHARE = 0.15         # of the time that drawing takes, for looking on
 NOBODY = "(no word)"
+OWN, QUICK = "this one", "mini-sd-lcm in 4 steps: a picture while you type"
 PAIRS = (            # what two prompts from the same noise can show
     ("one word: the colour", "a large red house on the left, snow, night, stars",
      "a large blue house on the left, snow, night, stars"),
@@ -48,7 +49,8 @@ def studio(pipe: StableDiffusion, prompt: str, other: str = "", *, steps: int = 
 
     Two prompts start from the same noise, one row each: the state, the guess, and, for a chosen word, where the U-Net
     looks at it (grey: nowhere). Below are a map of both ways from the noise and the machine, its parts at work lit up.
-    Before the widget runs, a film of the first drawing stands in its place.
+    Beside mini-sd the menu offers mini-sd-lcm, which is quick enough to draw while you type. Before the widget runs, a
+    film of the first drawing stands in its place.
 
     Args:
         pipe: mini-sd or any other. prompt, other: to begin with; other may be empty. steps: to begin with.
@@ -190,22 +192,41 @@ class Drawing:
         return Image.composite(guess, Image.new("RGB", guess.size, "#808080"), light)
 
 
+def quick(pipe: StableDiffusion) -> bool:
+    """Whether a model draws in few steps: a consistency model, which is told the guidance scale."""
+    return bool(pipe.unet.config.time_cond_proj_dim)
+
+
+def mini(pipe: StableDiffusion) -> bool:
+    """Whether it has mini-sd's text encoder, and so its few words."""
+    return pipe.text.width == 128
+
+
+def of(pipe: StableDiffusion) -> list[str]:
+    """The samplers to choose from."""
+    return ["lcm"] if quick(pipe) else [name for name in SAMPLERS if name != "lcm"]
+
+
 def _widget(drawing: Drawing, alt: str):
     """The controls, a line for what is to be said, and the picture."""
     import ipywidgets as w
 
     wide, style = w.Layout(width="min(640px, 98%)"), {"description_width": "8em"}
     prompt, second = [*drawing.prompts, ""][:2]
-    texts = {name: w.Text(value=value, description=label, layout=wide, style=style, continuous_update=False)
+    texts = {name: w.Text(value=value, description=label, layout=wide, style=style,
+                          continuous_update=quick(drawing.pipe))
              for name, value, label in (("prompt", prompt, "prompt"), ("other", second, "second prompt"),
                                         ("negative", "", "negative"))}
     pairs = w.Dropdown(options=[("(your own)", ()), *((name, pair) for name, *pair in PAIRS)], description="examples",
                        layout=wide, style=style)
     seed, steps = w.IntText(0, description="seed", style=style), w.IntSlider(
         len(drawing.steps) - 1, 1, 50, description="steps", style=style, continuous_update=False)
-    scale = w.FloatSlider(7.5, min=1, max=15, step=0.5, description="guidance", style=style, continuous_update=False)
-    sampler = w.Dropdown(options=[name for name in SAMPLERS if name != "lcm"],
-                         description="sampler", style=style)
+    scale = w.FloatSlider(drawing.pipe.settled(Settings()).guidance_scale, min=1, max=15, step=0.5,
+                          description="guidance", style=style, continuous_update=False)
+    sampler = w.Dropdown(options=of(drawing.pipe), description="sampler", style=style)
+    models = {OWN: drawing.pipe}                                             # the quick one is loaded once asked for
+    model = w.Dropdown(options=[OWN, QUICK] if mini(drawing.pipe) and not quick(drawing.pipe) else [OWN],
+                       description="model", layout=wide, style=style)
     draw, said = w.Button(description="draw", button_style="primary"), w.HTML()
     word = w.Dropdown(options=[NOBODY, *drawing.words], description="word", style=style)
     narrow = w.Layout(width="3em")
@@ -240,7 +261,7 @@ def _widget(drawing: Drawing, alt: str):
         prompts = [text.value for text in (texts["prompt"], texts["other"]) if text.value.strip()]
         began, spent = time.perf_counter(), 0.0
         try:
-            new = Drawing(drawing.pipe, prompts, {
+            new = Drawing(models[model.value], prompts, {
                 "seed": seed.value, "steps": steps.value, "guidance_scale": scale.value, "sampler": sampler.value,
                 "negative_prompt": texts["negative"].value or None})
             for k in new:
@@ -256,13 +277,25 @@ def _widget(drawing: Drawing, alt: str):
             moment.max = moment.value = last
             word.options = [NOBODY, *new.words]
             word.value = chosen if chosen in word.options else NOBODY
-            unknown = {each for one in prompts for each in unknown_words(one)} if drawing.pipe.text.width == 128 else ()
+            unknown = {each for one in prompts for each in unknown_words(one)} if mini(drawing.pipe) else ()
             said.value = html.escape(f"never seen by mini-sd: {', '.join(sorted(unknown))}") if unknown else ""
             see(None)
         except ValueError as error:
             said.value = html.escape(str(error))
         finally:
             now["busy"] = draw.disabled = False
+
+    def other_model(_: Any) -> None:
+        now["busy"] = True
+        if model.value not in models:
+            models[QUICK] = StableDiffusion.from_pretrained(QUICK.split()[0], device=drawing.pipe.device)
+        pipe = models[model.value]
+        settled = pipe.settled(Settings())
+        sampler.options, steps.value, scale.value = of(pipe), settled.steps, settled.guidance_scale
+        for text in texts.values():
+            text.continuous_update = quick(pipe)                             # with each letter, or with Enter
+        now["busy"] = False
+        redraw(None)
 
     def choose(change: Any) -> None:
         if change["new"]:
@@ -273,6 +306,7 @@ def _widget(drawing: Drawing, alt: str):
 
     draw.on_click(redraw)
     pairs.observe(choose, "value")
+    model.observe(other_model, "value")
     for control in (*texts.values(), seed, steps, scale, sampler):               # a text: once Enter is pressed
         control.observe(redraw, "value")
     for control in (moment, word):
@@ -281,5 +315,5 @@ def _widget(drawing: Drawing, alt: str):
         button.on_click(lambda _, way=way: setattr(moment, "value", min(max(moment.value + way, 0), moment.max)))
     see(None)
     below = w.HBox([ways, w.VBox([machine, lit])], layout=w.Layout(flex_flow="row wrap", overflow="hidden"))
-    return w.VBox([pairs, *texts.values(), w.HBox([seed, sampler]), w.HBox([steps, scale]), w.HBox([draw, said]),
+    return w.VBox([model, pairs, *texts.values(), w.HBox([seed, sampler]), w.HBox([steps, scale]), w.HBox([draw, said]),
                    w.HBox([play, back, moment, on]), word, hidden, image, below])

@@ -31,7 +31,7 @@ RECIPES: dict[str, Callable] = {"reader": reader, "counter": counter, "clip": cl
 # those of the weights that ship
 STEPS = {"reader": 4_000, "counter": 2_000, "clip": 900, "perceptual": 1_500, "vae": 5_000, "unet": 9_000,
          "pixels": 3_500, "pixels-class": 3_500, "classifier": 2_500, "controlnet-edges": 1_800,
-         "controlnet-masks": 1_800, "lora": 1_200, "inversion": 1_000, "lcm": 2_000, "dit": 6_000}
+         "controlnet-masks": 1_800, "lora": 1_200, "inversion": 1_000, "lcm": 2_000, "dit": 4_500}
 BATCHES = {"reader": 128, "counter": 64, "clip": 256, "perceptual": 16, "vae": 8, "unet": 64, "pixels": 64,
            "pixels-class": 64, "classifier": 64, "controlnet-edges": 16, "controlnet-masks": 16, "lora": 8,
            "inversion": 8, "lcm": 32, "dit": 64}
