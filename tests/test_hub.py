@@ -61,7 +61,7 @@ def test_offline_it_says_what_is_missing_and_where_it_looked(cache, monkeypatch)
     with pytest.raises(FileNotFoundError, match="there is no model_index.json in .*snapshots.1111"):
         StableDiffusion.from_pretrained("someone/a-model")
     for source in ("nowhere", "some/where/else", "some/model.safetensors", "C:\\models\\x"):
-        with pytest.raises(FileNotFoundError, match="there is no model .*; give a folder, a file, or mini-sd"):
+        with pytest.raises(FileNotFoundError, match="there is no model .*; give a folder, a file, or one of mini-sd"):
             hub.find(source, download=True)
 
 

@@ -97,6 +97,13 @@ def shell(pairs: int = 7) -> dict[str, dict]:
             for name, row in (*times.items(), ("ratio", ratios))}
 
 
+def keep(file: Path, n: int, rows: dict | None = None, **more: dict) -> None:
+    """Add to what the file has."""
+    result = json.loads(file.read_text()) if file.is_file() else {"n": n, "rows": {}}
+    result["rows"] |= rows or {}
+    write_atomic(file, json.dumps(result | more, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=1000)
@@ -110,18 +117,15 @@ def main() -> None:
     if args.sheet:
         sheet(args.sheet)
         return
-    result = json.loads(args.out.read_text()) if args.out.is_file() else {"n": args.n, "rows": {}}
     if args.shell:
-        result["seconds"] = shell()
-        write_atomic(args.out, json.dumps(result, indent=1) + "\n")
+        keep(args.out, args.n, seconds=shell())
         return
     reader, asked = Reader.from_pretrained(weights_dir() / "reader"), prompt_set("seen", args.n)
     drawn = scenes.render(args.n, 128, seed=FRESH, second=0.0)[0]
     real = torch.cat([reader.features(part.float() / 127.5 - 1) for part in drawn.split(BATCH)])
     for name, (model, calls, settings) in tqdm(rows().items()):
         if name.startswith(args.only):
-            result["rows"][name] = {"calls": calls, **measure(load(model), asked, settings, reader, real)}
-            write_atomic(args.out, json.dumps(result, indent=1) + "\n")
+            keep(args.out, args.n, {name: {"calls": calls, **measure(load(model), asked, settings, reader, real)}})
 
 
 if __name__ == "__main__":
