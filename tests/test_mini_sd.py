@@ -151,15 +151,13 @@ def accuracy(reader, shown, image):
 
 
 def test_the_shipped_consistency_model_draws_in_four_calls_what_its_teacher_draws_in_sixteen(pipe, reader):
-    """And in one call most of it, where its teacher has nothing yet. Of 3 N prompts."""
+    """And in one call nearly all of it. Of 3 N prompts."""
     quick = StableDiffusion.from_pretrained("mini-sd-lcm", device="cpu")
     shown = prompt_set("seen", 3 * N)
     prompts, found = [scenes.caption(scene) for scene in shown], {}
-    for name, model, steps in (("4 calls", quick, 4), ("1 call", quick, 1), ("teacher, 8 steps", pipe, 8),
-                               ("teacher, 1 step", pipe, 1)):
+    for name, model, steps in (("4 calls", quick, 4), ("1 call", quick, 1), ("teacher, 8 steps", pipe, 8)):
         found[name] = accuracy(reader, shown, model(prompts, steps=steps, output="tensor") * 2 - 1)
-    assert found["4 calls"] > found["teacher, 8 steps"] - 0.01 and found["1 call"] > 0.85, found
-    assert found["teacher, 1 step"] < 0.5, found
+    assert found["4 calls"] > found["teacher, 8 steps"] - 0.01 and found["1 call"] > 0.95, found
 
 
 def test_the_shipped_consistency_model_heeds_the_scale_it_is_told():
@@ -170,15 +168,16 @@ def test_the_shipped_consistency_model_heeds_the_scale_it_is_told():
 
 
 def test_the_shipped_lora_makes_the_model_that_ships_as_quick(pipe, reader):
+    """In one call; without it many pictures are a blur, in which the reader still finds much."""
     shown = prompt_set("seen", 2 * N)
     prompts, found = [scenes.caption(scene) for scene in shown], {}
-    settings = {"steps": 4, "sampler": "lcm", "guidance_scale": 1, "output": "tensor"}
+    settings = {"steps": 1, "sampler": "lcm", "guidance_scale": 1, "output": "tensor"}
     for name in ("without", "with"):
         handle = pipe.load_lora("lcm") if name == "with" else None
         found[name] = accuracy(reader, shown, pipe(prompts, **settings) * 2 - 1)
         if handle is not None:
             pipe.unload_lora(handle)
-    assert found["with"] > max(0.9, found["without"] + 0.1), found
+    assert found["with"] > max(0.95, found["without"] + 0.03), found
 
 
 def test_the_shipped_transformer_draws_what_it_is_told(pipe, reader):
