@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--unet", type=Path)
+    parser.add_argument("--only", choices=("dit", "unet"), help="measure this one alone")
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("-n", type=int, default=1000)
@@ -144,8 +145,11 @@ def main() -> None:
         nets["unet"] = UNet.from_pretrained(args.unet)
         sheet(nets, pipe, {name: result[name]["scale"] for name in nets}, args.sheet)
         return None
-    logs = {"dit": weights_dir() / "logs/dit.jsonl", "unet": args.unet / "logs/unet.jsonl"}
-    nets["unet"] = UNet.from_pretrained(args.unet)
+    logs = {"dit": weights_dir() / "logs/dit.jsonl", "unet": (args.unet or Path()) / "logs/unet.jsonl"}
+    if args.only:
+        nets = {args.only: nets[args.only]}
+    if "unet" in nets:
+        nets["unet"] = UNet.from_pretrained(args.unet)
     reader = Reader.from_pretrained(weights_dir() / "reader")
     drawings = scenes.render(args.n, 128, seed=FRESH, second=0.0)[0]
     real = torch.cat([reader.features(part.float() / 127.5 - 1) for part in drawings.split(BATCH)])

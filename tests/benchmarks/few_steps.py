@@ -8,7 +8,8 @@ The prompts are those of `minidiff.measure.evaluate`, each names all seven attri
 has the share of attributes and of whole pictures that are right, with 95 % Wilson intervals, and of the sets'
 features recall, precision and kernel distance to as many drawings (`minidiff.measure.metrics`), 95 % by bootstrap.
 "ddim" is mini-sd as it is called by default, whose one step begins at t = 1 ("leading" spacing); those of "trailing"
-begin at t = 999, which is fairer where there are few (Lin et al. 2023, arXiv 2305.08891).
+begin at t = 999, which is fairer where there are few (Lin et al. 2023, arXiv 2305.08891). "restart" is mini-sd by the
+sampler of mini-sd-lcm, without guidance: what is not the distillation's doing.
 """
 import argparse
 import json
@@ -47,6 +48,7 @@ def rows() -> dict[str, tuple[str, int, dict]]:
     for steps in STEPS:
         found[f"lcm {steps}"] = ("mini-sd-lcm", steps, {"steps": steps})
         found[f"lora {steps}"] = ("lora", steps, {"steps": steps, "sampler": "lcm", "guidance_scale": 1})
+        found[f"restart {steps}"] = ("mini-sd", steps, {"steps": steps, "sampler": "lcm", "guidance_scale": 1})
         found[f"ddim {steps}"] = ("mini-sd", 2 * steps, {"steps": steps})
         grid = from_diffusers(TRAILING, steps, discrete(TRAILING))
         found[f"trailing {steps}"] = ("mini-sd", 2 * steps, {"sampler": (ddim, grid)})
