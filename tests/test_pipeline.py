@@ -313,7 +313,7 @@ def test_in_float16_the_vae_stays_float32(folder):
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model .*nowhere; give a folder, a file, or mini-sd"):
+    with pytest.raises(FileNotFoundError, match="no model .*nowhere; give a folder, a file, or one of mini-sd"):
         StableDiffusion.from_pretrained(tmp_path / "nowhere")
 
 
