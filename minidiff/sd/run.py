@@ -146,7 +146,8 @@ def _start(model: Model, s: Settings, levels: Grid, image: Tensor | None, genera
     # Like the reference: with a mask and strength 1, noise alone, since what is outside the mask is put back anyway
     pure = image is None or (s.mask is not None and s.taken == 1)
     z0 = None if image is None or (pure and repaints) else _latents(model, s, image, generators)
-    z = (draw(generators, shape) if s.latents is None else s.latents.float()).to(model.device)
+    z = draw(generators, shape)                                         # also if not used: never again by the sampler
+    z = (z if s.latents is None else s.latents.float()).to(model.device)
     return levels.start(z) if pure else levels[0].alpha * z0 + levels[0].sigma * z, z0, z
 
 

@@ -54,7 +54,7 @@ class Settings:
             (None is 1).
         churn: of euler: how much noise is added back on the way (Karras et al. 2022, S_churn), at least 0; None is 0.
         clip_skip: leave out so many of the text encoder's last layers (for the prompt, not for the negative prompt).
-        latents: unit noise (B,C,h,w) to start from instead of the seed's.
+        latents: unit noise (B,C,h,w) to start from instead of the seed's, which is drawn and left.
         prompt_embeds, negative_prompt_embeds: pairs (context (P,77,D), vec) as `pipe.text` gives, instead of texts.
         prompt_2: SDXL: what the second text encoder reads, one text or one per prompt; None: the prompt.
         original_size, target_size, crops_coords_top_left: SDXL: (height, width) of the picture before it was cropped
