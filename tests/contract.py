@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from minidiff import exact
 from minidiff.data.toys import Mixture
 from minidiff.grid import Grid
+from minidiff.nets import dit
 from minidiff.nets.controlnet import ControlNetConfig
 from minidiff.nets.mlp import MLPConfig
 from minidiff.nets.towers import CLIPTextConfig
@@ -88,6 +89,10 @@ TOWER = CLIPTextConfig(vocab_size=20, hidden_size=8, intermediate_size=12, num_h
 UNIT = torch.nn.functional.normalize(torch.arange(40.0).view(2, 5, 4).sin(), dim=-1)  # pictures and texts
 CLASSES = torch.tensor([0.4, -1.3])
 LOOKS, PLACES = torch.arange(120.0).view(4, 2, 3, 5).sin(), torch.tensor([[0, 2, -1, -1, 1]])  # attention, its tokens
+READS = dit.DiTConfig(num_attention_heads=2, attention_head_dim=4, num_layers=2, sample_size=8,
+                      num_embeds_ada_norm=None, cross_attention_dim=6)
+KNOWS = dit.DiTConfig(num_attention_heads=1, attention_head_dim=8, num_layers=1, sample_size=6, num_embeds_ada_norm=3,
+                      attention_bias=False, norm_eps=1e-3)
 LINES = (torch.arange(216).view(3, 2, 6, 6) ** 2 % 7 < 2).long() * torch.tensor([1, 1, 0]).view(3, 1, 1, 1)  # hints
 COUNTS = torch.arange(30).view(10, 3) ** 2 % 11 + torch.arange(3)  # whole numbers: measures that return no tensor
 
@@ -209,6 +214,12 @@ CASES: dict[str, Rows] = {
                                  for hint in (MAPS.cos(), MAPS[:1].cos()) for scale in (1.0, 0.5, [0.3])),
     "data.hints.overlap": tuple((LINES, other, *reach) for other in (LINES.roll(1, -1), LINES.flip(1, 2))
                                 for reach in ((), (0,), (2,))),
+    "nets.dit.positions": ((2, 2, 8, 2), (3, 2, 12, 4)),
+    "nets.dit.unpatched": ((TOKENS[:, :4], 2, 2, 2), (TOKENS[:, :3], 1, 3, 1)),
+    "nets.dit.modulated": tuple((TOKENS, WORDS[:, 0].repeat(1, 2)[:, :8], TOKENS[:, 1], *eps) for eps in ((), (1e-2,))),
+    "nets.dit.Block": (Made((READS, dit.Told(8, None)), (TOKENS, TIMES[:2], None, WORDS)),
+                       Made((KNOWS, dit.Told(8, 3)), (TOKENS, 7.5, torch.tensor([0, 3]), None))),
+    "nets.dit.DiT": (Made((READS,), (MAPS, TIMES[:2], WORDS)), Made((KNOWS,), (MAPS, 7.5, None, torch.tensor([2, 0])))),
     "io.images.to_rgb": ((MAPS / 4, WORDS[0, :5, :3] / 3),),
     "prediction.consistent": tuple(Made((lambda x, t: torch.tanh(x + 0.3) - t / 9, *how), (LINE, level))
                                    for how in ((0.02,), (0.3, 1.0)) for level in (*GRID, Level(4.0, 1.0, 0.3))),
