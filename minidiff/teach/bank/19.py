@@ -72,6 +72,14 @@ def loop(put=lambda end, known, mask, last: mask * known + (1 - mask) * end, siz
     return wrong
 
 
+def known_without_noise(f, x, us, known, mask, noises):
+    for i, u in enumerate(us[:-1]):
+        end = mask * known + (1 - mask) * f(x, u)
+        if i < len(noises):
+            x = end + (1 - mask) * math.sqrt(us[i + 1] ** 2 - us[-1] ** 2) * noises[i]
+    return end
+
+
 def noised_at_the_end(f, x, us, known, mask, noises):
     return filled(f, x, us, known, mask, noises) + us[-1] * noises[-1]
 
@@ -136,6 +144,12 @@ EXERCISES = {
             "subtraction and division round: ask whether the noises are close, not whether they are equal":
                 lambda x0, x, x1, u, u1: "same point" if torch.equal(x, x1) else "wrong way" if (u1 > u).any() else (
                     "healthy" if torch.equal((x - x0) / u, (x1 - x0) / u1) else "fresh noise"),
+            "the numbers are float32: at low noise the two noises agree to about 1e-3, so give allclose an atol":
+                lambda x0, x, x1, u, u1: "same point" if torch.equal(x, x1) else "wrong way" if (u1 > u).any() else (
+                    "healthy" if torch.allclose((x - x0) / u, (x1 - x0) / u1) else "fresh noise"),
+            "the numbers are float32, and with rounding equal noises differ by up to 1e-3; then ask which level is larger":
+                lambda x0, x, x1, u, u1: "same point" if torch.equal(x, x1) else "fresh noise" if not torch.allclose(
+                    (x - x0) / u, (x1 - x0) / u1) else "wrong way" if (u1 > u).any() else "healthy",
             "neighbours at low noise lie close together and are still two points; compare their noises":
                 lambda x0, x, x1, u, u1: "same point" if (x - x1).abs().max() < 0.02 else fault(x0, x, x1, u, u1),
             "these batches are not all healthy": lambda x0, x, x1, u, u1: "healthy",
@@ -151,6 +165,7 @@ EXERCISES = {
                 lambda share, t, d: d / t * (1 / share - 1),
             "d² stands in the sum below as well: 1/share − 1, not 1/share":
                 lambda share, t, d: d / t * math.sqrt(1 / share),
+            "this is the square of the factor; take its root": lambda share, t, d: (d / t) ** 2 * (1 / share - 1),
             "this makes c_out that share; c_skip is asked for":
                 lambda share, t, d: d / t * share / math.sqrt(1 - share**2),
             "this makes 1 − c_skip that share": lambda share, t, d: d / t * math.sqrt(1 / (1 - share) - 1),
@@ -179,6 +194,12 @@ EXERCISES = {
             "the noise goes onto the end of the jump, not onto the old state": loop(base=lambda x, end: x),
             "each level has a noise of its own": loop(pick=lambda noises, i: noises[0] if i == 0 else noises[i - 1]),
             "the last jump is the answer: no noise after it": noised_at_the_end,
+            "what is known gets noise too: f was trained on states with the noise of their level in every number":
+                known_without_noise,
+            "the first state is x as it is given; what is known comes in after the first jump":
+                lambda f, x, us, known, mask, noises: filled(f, mask * known + (1 - mask) * x, us, known, mask, noises),
+            "the last level is where paths end: nobody jumps from there": lambda f, x, us, known, mask, noises: (
+                mask * known + (1 - mask) * f(filled(f, x, us, known, mask, noises), us[-1])),
             "this is one jump; go on through the levels": lambda f, x, us, known, mask, noises: (
                 mask * known + (1 - mask) * f(x, us[0])),
         },
