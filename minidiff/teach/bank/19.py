@@ -147,9 +147,6 @@ EXERCISES = {
             "the numbers are float32: at low noise the two noises agree to about 1e-3, so give allclose an atol":
                 lambda x0, x, x1, u, u1: "same point" if torch.equal(x, x1) else "wrong way" if (u1 > u).any() else (
                     "healthy" if torch.allclose((x - x0) / u, (x1 - x0) / u1) else "fresh noise"),
-            "the numbers are float32, and with rounding equal noises differ by up to 1e-3; then ask which level is larger":
-                lambda x0, x, x1, u, u1: "same point" if torch.equal(x, x1) else "fresh noise" if not torch.allclose(
-                    (x - x0) / u, (x1 - x0) / u1) else "wrong way" if (u1 > u).any() else "healthy",
             "neighbours at low noise lie close together and are still two points; compare their noises":
                 lambda x0, x, x1, u, u1: "same point" if (x - x1).abs().max() < 0.02 else fault(x0, x, x1, u, u1),
             "these batches are not all healthy": lambda x0, x, x1, u, u1: "healthy",
