@@ -117,13 +117,14 @@ PICTURES = tuple((right, cut_wrongly(right, patch, name), patch) for right, patc
 
 EXERCISES = {
     "20.1": Exercise(
-        "a network from another library", 2, 10, adopted, CLOCKS,
+        "a network from another library", 1, 5, adopted, CLOCKS,
         wrong={
             "the sign is missing: their velocity points from noise to data, ours from data to noise":
                 lambda theirs, x, t: theirs(x, 1 - t / 1000),
             "their time runs the other way: noise is at 0, data at 1": lambda theirs, x, t: -theirs(x, t / 1000),
             "neither the clock nor the sign is turned; both must be": lambda theirs, x, t: theirs(x, t / 1000),
             "their times are from 0 to 1: divide by 1000 first": lambda theirs, x, t: -theirs(x, 1 - t),
+            "turned, but not divided by 1000: their times end at 1": lambda theirs, x, t: -theirs(x, 1000 - t),
             "this turns a clock from 0 to 999; ours goes to 1000": lambda theirs, x, t: -theirs(x, (999 - t) / 1000),
             "the time is turned after their network has seen it: 1 − velocity is no velocity":
                 lambda theirs, x, t: 1 - theirs(x, t / 1000),
@@ -134,6 +135,8 @@ EXERCISES = {
     "20.2": Exercise(
         "how much a path must bend", 3, 20, bend, ((0.5,), (1.0,), (2.0,), (0.1,)), rtol=1e-3,
         wrong={
+            "with width 1 a path ends where it began, but on the way it comes nearer to 0: it is not straight":
+                lambda width: 0.0 if width == 1 else bend(width),
             "this is the mean squared velocity; take away the mean velocity first": moving(ranked, lambda width: 0.0),
             "the straight line from the noise to its goal has bend 0, but it is not the path of the best field":
                 lambda width: 0.0,
@@ -160,6 +163,7 @@ EXERCISES = {
             "the noise is divided by sigma once; sigma² belongs to alpha·x0 − x": solved(
                 lambda *row: -row[-2] / row[3] ** 2),
             "this is the guess of x0; solve for the noise": solved(lambda *row: row[-1]),
+            "this divides the guess of x0; solve for the noise": solved(lambda *row: -row[-1] / row[3]),
             "this is right on the straight path only, where the two derivatives are −1 and 1":
                 lambda x, v, a, s, da, ds: -(x + a * v) / s,
             "the determinant is alpha·dσ − sigma·dα: a minus in the middle": lambda x, v, a, s, da, ds: -(
