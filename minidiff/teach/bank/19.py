@@ -106,7 +106,7 @@ HOLES = ((jump, 8 * drawn(5, 2, seed=5), (8.0, 2.0, 0.5, 0.2), drawn(5, 2, seed=
 
 EXERCISES = {
     "19.1": Exercise(
-        "how much one call blurs", 2, 10, widths, ((0.7, 8.0, 0.02), (1.0, 1.0, 0.5), (2.0, 0.3, 0.1)),
+        "how much one call blurs", 1, 5, widths, ((0.7, 8.0, 0.02), (1.0, 1.0, 0.5), (2.0, 0.3, 0.1)),
         wrong={
             "the states are x0 + u·eps: their variance is width² + u², not u² alone": lambda d, u, m: (
                 d**2 * u / (d**2 + u**2), u * math.sqrt((d**2 + m**2) / (d**2 + u**2))),
@@ -156,7 +156,7 @@ EXERCISES = {
         },
         also=(by_lines,)),
     "19.3": Exercise(
-        "why ten times t", 2, 10, scaling_for, ((0.01, 19.0, 0.5), (0.5, 2.0, 1.0), (0.2, 5.0, 0.7)),
+        "how fast the boundary lets go", 2, 10, scaling_for, ((0.01, 19.0, 0.5), (0.5, 2.0, 1.0), (0.2, 5.0, 0.7)),
         wrong={
             "missing square root: the factor on t is squared in c_skip":
                 lambda share, t, d: d / t * (1 / share - 1),
